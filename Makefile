@@ -1,0 +1,49 @@
+# Needs Python 3.11 or newer and make. Everything runs in .venv, which is made on first use.
+PYTHON ?= python3
+UV := uv==0.13.8
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Every stage is a process that imports torch; without its byte code on disk that takes twice as long.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: repro ui test check fmt lock schema
+.DEFAULT_GOAL := repro
+
+repro: .venv/installed .dvc/scm ## run the whole pipeline on params.yaml and print the table
+	dvc repro && python -m pipelines report
+
+ui: .venv/installed ## serve the MLflow UI on http://127.0.0.1:5000
+	python -m pipelines ui
+
+test: .venv/installed-dev ## run the tests
+	python -m pytest -n auto --dist loadfile
+
+check: .venv/installed-dev ## lint, format, types, import rules
+	ruff check && ruff format --check && pyright && lint-imports
+
+fmt: .venv/installed-dev ## format the code
+	ruff check --fix && ruff format
+
+lock: .venv/installed-dev ## pin the dependencies again
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra pipeline pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra pipeline --extra dev pyproject.toml -o requirements-dev.lock
+
+schema: .venv/installed ## write the JSON schema by which editors complete params.yaml
+	python -m pipelines schema > params.schema.json
+
+.venv/bin/uv:
+	$(PYTHON) -c 'import sys; sys.exit("compress needs Python 3.11 or newer, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv && .venv/bin/python -m pip install -q --disable-pip-version-check $(UV)
+
+# uv installs about four times as fast; pip also reads a pip.conf, so it is the second try.
+.venv/installed: requirements.lock | .venv/bin/uv
+	uv pip install -q --python .venv/bin/python --require-hashes -r $< || .venv/bin/python -m pip install -q --require-hashes -r $<
+	touch $@
+
+.venv/installed-dev: requirements-dev.lock .venv/installed
+	uv pip install -q --python .venv/bin/python --require-hashes -r $< || .venv/bin/python -m pip install -q --require-hashes -r $<
+	touch $@
+
+# An unpacked archive has no .git; DVC must be told.
+.dvc/scm: .venv/installed
+	test -e .git || dvc config -q --local core.no_scm true
+	touch $@

@@ -1,0 +1,169 @@
+"""Exported files, ready to answer. Works without torch.
+
+A file is read once, looked at before anything runs it, and handed to ONNX Runtime as bytes, so that what was checked
+is what runs and no second file can be opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, final
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
+from pydantic import JsonValue
+
+from compress.errors import ArtifactError, DeviceError
+from compress.onnx_structure import parts_from_elsewhere
+from compress.types import LogitArray
+
+MAX_BYTES = 2**31 - 1
+"""One protobuf message holds no more."""
+
+CURE = "export it again"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# ONNX Runtime's exceptions have no common ancestor.
+_REFUSALS = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class OnnxPredictor:
+    """An exported file, loaded: images uint8 (B H W 3) in, logits float32 (B C) out. Made by `load_predictor`."""
+
+    metadata: dict[str, JsonValue]
+    """What the exporter wrote, parsed; text that is no JSON (quantisers leave some) stays text."""
+    classes: tuple[str, ...]
+    """Names in the order of the logits."""
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    size_bytes: int
+    """Of the file."""
+    sha256: str
+    """Of the file."""
+    _session: ort.InferenceSession = field(repr=False)
+
+    def __call__(self, images: np.ndarray, /) -> LogitArray:
+        """Raw images in, logits out.
+
+        Raises:
+            ValueError: the images have another type or shape than the file takes.
+        """
+        height, width = self.image_size
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, 3):
+            raise ValueError(
+                f"expected uint8 images of shape (batch, {height}, {width}, 3), got {images.dtype} {images.shape}"
+            )
+        (logits,) = self._session.run(["logits"], {"image": images})
+        assert isinstance(logits, np.ndarray)
+        return logits
+
+
+def load_predictor(path: Path, *, threads: int = 1, device: Literal["cpu", "cuda"] = "cpu") -> OnnxPredictor:
+    """Load an exported file; `threads` compute inside one call.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, not self-contained, or not one that `export_onnx` wrote.
+        DeviceError: CUDA was asked for, and ONNX Runtime has none here.
+    """
+    content = _read(path)
+    _refuse_foreign_parts(path, content)
+    session = _session(path, content, threads=threads, provider=PROVIDERS[device])
+    image_size, num_logits = _interface(path, session)
+    metadata = {key: _parsed(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    return OnnxPredictor(
+        metadata=metadata,
+        classes=_class_names(path, metadata, num_logits),
+        image_size=image_size,
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        _session=session,
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ArtifactError(f"{path} is too large for an ONNX file: {size} bytes, at most {MAX_BYTES}; {CURE}")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; run the export stage first") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}; make it a readable file") from error
+
+
+def _refuse_foreign_parts(path: Path, content: bytes) -> None:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise ArtifactError(f"{path} is damaged: no ONNX model ({error}); {CURE}") from error
+    elsewhere = parts_from_elsewhere(model)
+    if elsewhere:
+        raise ArtifactError(f"{path} does not stand alone ({'; '.join(elsewhere)}); {CURE} as one file")
+
+
+def _session(path: Path, content: bytes, *, threads: int, provider: str) -> ort.InferenceSession:
+    if provider not in ort.get_available_providers():
+        available = ", ".join(ort.get_available_providers())
+        raise DeviceError(f"ONNX Runtime has no {provider} here, only {available}; use the CPU")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that wait by spinning slow down every other session of the process, and what else the machine does.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(content, options, providers=[provider])
+    except _REFUSALS as error:
+        raise ArtifactError(f"{path} is damaged: ONNX Runtime refuses it ({error}); {CURE}") from error
+    if session.get_providers()[0] != provider:
+        raise DeviceError(f"ONNX Runtime could not start {provider} and took {session.get_providers()[0]} instead")
+    return session
+
+
+def _interface(path: Path, session: ort.InferenceSession) -> tuple[tuple[int, int], int]:
+    """(height, width) and the number of logits."""
+    inputs = [(value.name, value.type, value.shape) for value in session.get_inputs()]
+    outputs = [(value.name, value.type, value.shape) for value in session.get_outputs()]
+    match inputs, outputs:
+        case (
+            [("image", "tensor(uint8)", [str(), int(height), int(width), 3])],
+            [("logits", "tensor(float)", [_, int(num_logits)])],
+        ):
+            return (height, width), num_logits
+        case _:
+            raise ArtifactError(
+                f"{path} takes {inputs} and gives {outputs}; expected uint8 'image' (batch, height, width, 3) "
+                f"and float 'logits' (batch, classes); {CURE}"
+            )
+
+
+def _parsed(text: str) -> JsonValue:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _class_names(path: Path, metadata: dict[str, JsonValue], num_logits: int) -> tuple[str, ...]:
+    names = metadata.get("classes")
+    if not isinstance(names, list) or len(names) != num_logits:
+        raise ArtifactError(f"{path} has {num_logits} logits, and its metadata has the classes {names!r}; {CURE}")
+    return tuple(str(name) for name in names)

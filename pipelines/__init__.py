@@ -1,0 +1,1 @@
+"""The shell around the library: stages, paths, params.yaml, command line and tracking."""

@@ -1,0 +1,116 @@
+"""Stage teacher: train the big network or load it, and measure it before any student starts."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from compress.artifact import save_model
+from compress.data.prepared import PreparedData, load_prepared
+from compress.data.view_schedule import ViewSettings
+from compress.device import place, resolve_device
+from compress.errors import ModelError, ParamsError
+from compress.files import write_json
+from compress.fingerprint import fingerprint
+from compress.models import check_classes, source_classes
+from compress.settings import Settings
+from compress.train import EpochReport, TrainingData, TrainSettings, validate
+from pipelines.layout import TEACHER, Layout
+from pipelines.params import load_params
+from pipelines.settings import TeacherSettings
+from pipelines.training import (
+    Job,
+    Trained,
+    build_for,
+    card_of,
+    track_data,
+    tracked_training,
+    train,
+    write_training_files,
+)
+
+
+class TeacherParams(Settings):
+    """Sections that this stage reads."""
+
+    views: ViewSettings = ViewSettings()
+    teacher: TeacherSettings
+
+
+def run(root: Path) -> None:
+    """Leave the teacher's artifact with its validation accuracy.
+
+    Raises:
+        ModelError: it does not fit the data, or is less accurate than `teacher.min_accuracy`.
+    """
+    layout = Layout(root)
+    params = load_params(TeacherParams, layout.params)
+    teacher, data = params.teacher, load_prepared(layout.prepared)
+    lineage = {"data_fingerprint": data.manifest.fingerprint}
+    settings: dict[str, Any] = teacher.model_dump(mode="json", exclude_none=True)
+    views = params.views.model_dump(mode="json")
+    work = layout.work("teacher") / fingerprint({"settings": settings, "views": views, **lineage})[:16]
+    with tracked_training(root, TEACHER, stage="teacher", work=work, lineage=lineage) as tracked:
+        tracked.log_params({"student": TEACHER, **settings, "views": views})
+        track_data(tracked, data.manifest)
+        if teacher.train is None:
+            trained = _loaded(teacher, data, layout)
+        else:
+            job = _job(teacher, teacher.train, data, params.views)
+            trained = train(job, work=work, folders={"last": layout.teacher}, run=tracked)
+    accuracy = trained.last.validation_accuracy_top1
+    print(f"teacher: validation accuracy {accuracy:.2%}", flush=True)
+    _require_accuracy(accuracy, teacher, len(data.manifest.classes))
+    facts = {"student": TEACHER, "stage": "teacher", "settings": settings, **lineage}
+    write_training_files(layout.results(TEACHER), [trained], facts)
+    write_json(layout.run(TEACHER), {"run_id": tracked.id})
+    shutil.rmtree(work)
+
+
+def _job(teacher: TeacherSettings, settings: TrainSettings, data: PreparedData, views: ViewSettings) -> Job:
+    return Job(
+        label=TEACHER,
+        model=teacher.model,
+        method=teacher.method,
+        settings=settings,
+        seed=teacher.seed,
+        data=TrainingData(data.split("train"), data.split("validation"), views),
+        manifest=data.manifest,
+        lineage={"data_fingerprint": data.manifest.fingerprint},
+    )
+
+
+def _loaded(teacher: TeacherSettings, data: PreparedData, layout: Layout) -> Trained:
+    """Take the weights that the settings name, as they are, and measure them."""
+    if not teacher.model.brings_weights:
+        raise ParamsError(
+            "teacher: the model brings no weights and there is no training; add teacher.train to train it, "
+            "or set checkpoint (or pretrained, folder, weights) under teacher.model to load it"
+        )
+    classes = source_classes(teacher.model)
+    if classes is not None:
+        check_classes(classes, data.manifest.classes)
+    network = place(build_for(teacher.model, data.manifest, replace_head=False), resolve_device("auto"))
+    accuracy, loss = validate(network, data.split("validation"))
+    report = EpochReport(0, 0.0, 0.0, 0.0, accuracy, loss, 0.0, 0.0)
+    identity = fingerprint({"model": teacher.model.model_dump(mode="json"), "data": data.manifest.fingerprint})
+    lineage = {"data_fingerprint": data.manifest.fingerprint}
+    card = card_of(teacher.model, network, data.manifest, report=report, identity=identity, lineage=lineage)
+    save_model(layout.teacher, network, card)
+    return Trained(teacher.seed, (), 0.0, report, report, identity)
+
+
+def _require_accuracy(accuracy: float, teacher: TeacherSettings, num_classes: int) -> None:
+    if accuracy < teacher.min_accuracy:
+        raise ModelError(
+            f"the teacher's validation accuracy is {accuracy:.2%}, below teacher.min_accuracy "
+            f"{teacher.min_accuracy:.2%}; train it longer, load another one, or lower the bound"
+        )
+    if accuracy <= 1.5 / num_classes:
+        print(
+            f"warning: the teacher is hardly better than chance ({1 / num_classes:.2%}); are its classes in the order "
+            "of the data's, and does it expect other pixel statistics?",
+            file=sys.stderr,
+        )

@@ -1,0 +1,235 @@
+"""The deploy folder works by itself, says what it is, and is never half written."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress.deploy import write_deploy_folder
+from compress.errors import ArtifactError
+from compress.model_card import DeployFacts, TeacherFacts
+from tests.compress.onnx_files import CLASSES, SIZE, colour_logits, random_images, write_colour_model
+
+FACTS = DeployFacts(
+    name="small_wttm",
+    reason="most accurate on validation",
+    architecture={"source": "cnn", "channels": [8, 16, 32]},
+    method="wttm",
+    num_parameters=6000,
+    flops=123456,
+    accuracy_validation=0.9625,
+    accuracy_test=0.95,
+    num_images_test=450,
+    latency_ms=0.0711,
+    machine="AMD EPYC, 1 thread, onnxruntime 1.31.1",
+    data="scikit-learn's handwritten digits, 1,797 images",
+    preprocessing={"height": 4, "width": 6, "resize": {"shorter_side": 5, "interpolation": "bilinear"}},
+    teacher=TeacherFacts(
+        architecture={"source": "cifar", "name": "resnet20"}, accuracy_test=0.98, latency_ms=0.52, size_bytes=1100000
+    ),
+    metrics={"expected_calibration_error": 0.0321},
+    lineage={"teacher": "ab" * 32, "prepared_data": "cd" * 32},
+)
+NAMES = {"model.onnx", "labels.json", "model_card.md", "predict.py", "example.npy", "example_logits.npy", "SHA256SUMS"}
+
+
+def red_and_blue() -> np.ndarray:
+    """Two images whose main colour is known."""
+    images = np.zeros((2, *SIZE, 3), dtype=np.uint8)
+    images[0, ..., 0], images[1, ..., 2] = 2, 1
+    return images
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    return write_colour_model(tmp_path / "float32.onnx")
+
+
+@pytest.fixture
+def deployed(tmp_path: Path, exported: Path) -> Path:
+    write_deploy_folder(tmp_path / "deploy", onnx_path=exported, facts=FACTS, example_images=red_and_blue())
+    return tmp_path / "deploy"
+
+
+@pytest.fixture(scope="module")
+def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages that holds onnxruntime, numpy and nothing else."""
+    folder = tmp_path_factory.mktemp("packages")
+    for name in ("onnxruntime", "numpy"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        installed = Path(spec.origin).parent
+        for package in (installed, installed.with_name(f"{name}.libs")):
+            if package.exists():
+                (folder / package.name).symlink_to(package)
+    return folder
+
+
+def run_bare(packages: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Python without site-packages, in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-S", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(packages), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_folder_holds_exactly_what_it_promises(deployed: Path, exported: Path) -> None:
+    assert {entry.name for entry in deployed.iterdir()} == NAMES
+    assert (deployed / "model.onnx").read_bytes() == exported.read_bytes()
+    assert json.loads((deployed / "labels.json").read_text()) == list(CLASSES)
+    assert {entry.name for entry in deployed.parent.iterdir()} == {"deploy", "float32.onnx"}, (
+        "nothing is left beside it"
+    )
+
+
+def test_anybody_may_read_the_folder(deployed: Path) -> None:
+    assert deployed.stat().st_mode & 0o055 == 0o055
+    assert all(entry.stat().st_mode & 0o044 == 0o044 for entry in deployed.iterdir())
+
+
+def test_checksums_hold_and_notice_a_change(deployed: Path) -> None:
+    lines = (deployed / "SHA256SUMS").read_text().splitlines()
+    assert dict(line.split("  ")[::-1] for line in lines) == {
+        name: hashlib.sha256((deployed / name).read_bytes()).hexdigest() for name in NAMES - {"SHA256SUMS"}
+    }
+    tool = shutil.which("sha256sum")
+    if tool is None:
+        pytest.skip("no sha256sum here")
+    assert subprocess.run([tool, "-c", "SHA256SUMS"], cwd=deployed, capture_output=True).returncode == 0
+    (deployed / "labels.json").write_text("[]")
+    assert subprocess.run([tool, "-c", "SHA256SUMS"], cwd=deployed, capture_output=True).returncode == 1
+
+
+def test_script_runs_where_there_is_only_onnxruntime_and_numpy(
+    deployed: Path, bare_packages: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    deployed.rename(elsewhere / "deploy")
+    missing = (
+        "import importlib.util as u; print([n for n in ('torch onnx PIL compress pydantic').split() if u.find_spec(n)])"
+    )
+    assert run_bare(bare_packages, "-c", missing, folder=elsewhere).stdout.strip() == "[]"
+    done = run_bare(bare_packages, "deploy/predict.py", folder=elsewhere)
+    assert done.returncode == 0, done.stderr
+    # softmax of (2, 0, 0) and of (0, 0, 1)
+    assert done.stdout.splitlines() == ["red 0.787", "blue 0.576"]
+    assert done.stderr == ""
+
+
+def test_script_classifies_a_file_of_images(deployed: Path, bare_packages: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", red_and_blue()[[1, 1, 0]])
+    done = run_bare(bare_packages, "predict.py", str(tmp_path / "mine.npy"), folder=deployed)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["blue", "blue", "red"]
+
+
+def test_script_is_five_lines_besides_its_imports(deployed: Path) -> None:
+    lines = (deployed / "predict.py").read_text().splitlines()
+    code = [line for line in lines if line and not line.startswith(('"""', "import", "folder ="))]
+    assert len([line for line in code if not line.startswith(" ")]) == 5
+
+
+def test_examples_come_with_the_answers_of_the_file_itself(deployed: Path) -> None:
+    images = np.load(deployed / "example.npy")
+    np.testing.assert_array_equal(images, red_and_blue())
+    logits = np.load(deployed / "example_logits.npy")
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, colour_logits(images), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "# small_wttm",
+        "source=cnn, channels=[8, 16, 32]",
+        "`wttm`",
+        "| top-1 accuracy on test | 95.00% | 98.00% |",
+        "| top-1 accuracy on validation | 96.25% |",
+        "| latency, one image, median, ms | 0.071 | 0.520 |",
+        "| expected_calibration_error | 0.0321 |",
+        "standard error 1.03%",
+        "AMD EPYC, 1 thread, onnxruntime 1.31.1",
+        "1,797 images",
+        "(batch, 4, 6, 3)",
+        "- resize: shorter side 5, interpolation bilinear",
+        "`red`, `green`, `blue`",
+        "source=cifar, name=resnet20",
+        "SHA-256 of prepared data: `cdcd",
+        "## Intended use and limits",
+    ],
+)
+def test_card_tells(deployed: Path, told: str) -> None:
+    assert told in (deployed / "model_card.md").read_text()
+
+
+def test_card_has_the_hash_and_size_of_the_file(deployed: Path) -> None:
+    content = (deployed / "model.onnx").read_bytes()
+    card = (deployed / "model_card.md").read_text()
+    assert hashlib.sha256(content).hexdigest() in card
+    assert f"| file size, MB (1e6 bytes) | {len(content) / 1e6:.3f} | 1.100 |" in card
+
+
+def test_class_names_cannot_break_the_card(tmp_path: Path) -> None:
+    path = write_colour_model(tmp_path / "float32.onnx", classes=("a|b", "two\nlines", "grün"))
+    write_deploy_folder(tmp_path / "deploy", onnx_path=path, facts=FACTS, example_images=red_and_blue())
+    assert "`a\\|b`, `two lines`, `grün`" in (tmp_path / "deploy" / "model_card.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "deploy" / "labels.json").read_text())[1:] == ["two\nlines", "grün"]
+
+
+def test_same_model_gives_the_same_bytes(deployed: Path, exported: Path, tmp_path: Path) -> None:
+    write_deploy_folder(tmp_path / "again", onnx_path=exported, facts=FACTS, example_images=red_and_blue())
+    for name in NAMES:
+        assert (tmp_path / "again" / name).read_bytes() == (deployed / name).read_bytes()
+
+
+def test_earlier_folder_is_replaced_as_a_whole(deployed: Path, tmp_path: Path) -> None:
+    (deployed / "labels.json").chmod(0o444)  # DVC leaves its outputs read-only in some modes
+    other = write_colour_model(tmp_path / "other.onnx", classes=("x", "y", "z"), weight=2.0)
+    write_deploy_folder(deployed, onnx_path=other, facts=FACTS, example_images=random_images(1))
+    assert {entry.name for entry in deployed.iterdir()} == NAMES
+    assert (deployed / "model.onnx").read_bytes() == other.read_bytes()
+    assert len(np.load(deployed / "example.npy")) == 1
+
+
+def test_failed_writer_leaves_the_earlier_folder_and_nothing_else(deployed: Path, tmp_path: Path) -> None:
+    before = {entry.name: entry.read_bytes() for entry in deployed.iterdir()}
+    (tmp_path / "damaged.onnx").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match=r"damaged\.onnx is damaged"):
+        write_deploy_folder(deployed, onnx_path=tmp_path / "damaged.onnx", facts=FACTS, example_images=red_and_blue())
+    assert {entry.name: entry.read_bytes() for entry in deployed.iterdir()} == before
+    assert {entry.name for entry in tmp_path.iterdir()} == {"deploy", "damaged.onnx", "float32.onnx"}
+
+
+def test_folder_with_anything_else_in_it_is_not_touched(tmp_path: Path, exported: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ArtifactError, match=r"holds other files \(thesis\.tex\); move them or choose another"):
+        write_deploy_folder(tmp_path / "home", onnx_path=exported, facts=FACTS, example_images=red_and_blue())
+    assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
+
+
+def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path, exported: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deploy"):
+        with pytest.raises(ArtifactError, match="choose a"):
+            write_deploy_folder(folder, onnx_path=exported, facts=FACTS, example_images=red_and_blue())
+
+
+def test_example_images_must_fit_the_file(tmp_path: Path, exported: Path) -> None:
+    for images, match in ((random_images(2, (6, 4)), "expected uint8"), (random_images(0), "at least one")):
+        with pytest.raises(ValueError, match=match):
+            write_deploy_folder(tmp_path / "deploy", onnx_path=exported, facts=FACTS, example_images=images)
+    assert not (tmp_path / "deploy").exists()
