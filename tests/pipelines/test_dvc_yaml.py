@@ -136,7 +136,7 @@ def test_a_new_teacher_does_not_retrain_teacher_free_students() -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_commands_run_the_checkouts_own_code(name: str) -> None:
-    assert stage_of(name)["cmd"].startswith("python -m pipelines ")
+    assert stage_of(name)["cmd"].startswith("exec python -m pipelines ")
 
 
 def outputs(name: str) -> set[str]:

@@ -17,13 +17,17 @@ from tests.pipelines.project import make_project, params, write_params
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+QUIET = {"COMPRESS_TRACKING": "off", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def environment() -> dict[str, str]:
-    """This interpreter first on the path, as in an activated environment; tracking has tests of its own."""
+    """This interpreter first on the path, as in an activated environment; tracking has tests of its own.
+
+    /bin/sh, DVC's choice where SHELL is unset, stays between DVC and the stage unless told otherwise.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "COMPRESS", "DVC"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-    return {**kept, "PATH": path, "COMPRESS_TRACKING": "off", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    return {**kept, "PATH": path, "SHELL": "/bin/sh", **QUIET}
 
 
 def small_params(root: Path) -> dict[str, Any]:
