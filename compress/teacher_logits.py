@@ -23,9 +23,10 @@ from compress.device import DeviceName
 from compress.errors import ArtifactError, ModelError
 from compress.files import write_json
 from compress.fingerprint import file_sha256
+from compress.models import Network
 from compress.settings import PositiveInt, Settings
 from compress.tensors import as_float_images
-from compress.types import FloatImages, IndexArray, Logits
+from compress.types import Answer, FloatImages, IndexArray, Logits
 
 FORMAT_VERSION = 1
 MANIFEST, LOGITS = "manifest.json", "logits.npy"
@@ -77,13 +78,24 @@ class OnlineTeacher(TeacherAnswers):
     def __init__(self, network: nn.Module) -> None:
         self._network = network.eval().requires_grad_(False)
 
-    @torch.inference_mode()
-    def _answer(self, images: FloatImages) -> Logits:
-        assert not self._network.training, "a teacher in training mode uses and changes batch statistics"
+    @torch.no_grad()
+    def logits(self, images: FloatImages, indices: IndexArray, slots: IndexArray) -> Logits:
+        self._check()
         return self._network(images)
 
-    def logits(self, images: FloatImages, indices: IndexArray, slots: IndexArray) -> Logits:
-        return self._answer(images).clone()  # a tensor made in inference mode may not enter autograd
+    @torch.no_grad()
+    def answer(self, images: FloatImages) -> Answer:
+        """Logits and features of images, for methods that compare features.
+
+        Raises:
+            ModelError: the network has no interface to its features.
+        """
+        self._check()
+        assert isinstance(self._network, Network)
+        return self._network.answer(images)
+
+    def _check(self) -> None:
+        assert not self._network.training, "a teacher in training mode uses and changes batch statistics"
 
 
 @final

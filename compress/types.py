@@ -14,7 +14,8 @@ from torch import Tensor
 
 Scalar = Float[Tensor, ""]
 Logits = Float[Tensor, "B C"]
-Labels = Int[Tensor, " B"]
+Labels = Int[Tensor, " B"] | Float[Tensor, "B C"]
+"""Class numbers or, for mixed images, each row's share of every class."""
 ByteImages = UInt8[Tensor, "B H W 3"]
 FloatImages = Float[Tensor, "B 3 H W"]
 
@@ -36,6 +37,26 @@ class LossTerms(NamedTuple):
     def total(self) -> Scalar:
         """The value that training minimises."""
         return self.hard + self.soft
+
+
+class Features(NamedTuple):
+    """What a network knows on its way to the logits; for methods that distil more than logits."""
+
+    pooled: Float[Tensor, "B D"]
+    """The input of the last linear layer."""
+    maps: tuple[Float[Tensor, "B _ _ _"], ...]
+    """Spatial maps after the stem and each stage, or each block of a transformer; early to late, channels second."""
+    last_map: Float[Tensor, "B _ _ _"]
+    """The map that is pooled; behind the last normalisation, where `maps` is before it."""
+    class_tokens: tuple[Float[Tensor, "B _"], ...] = ()
+    """The class token after each block of a transformer; empty for networks without one."""
+
+
+class Answer(NamedTuple):
+    """What a network says of a batch of images, and how it came to it."""
+
+    logits: Logits
+    features: Features
 
 
 @runtime_checkable

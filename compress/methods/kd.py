@@ -10,9 +10,9 @@ from typing import Literal
 
 from torch.nn import functional as F
 
-from compress.methods.base import TeacherMethod, cross_entropy, full_precision, kl_divergence_per_sample
+from compress.methods.base import TeacherMethod, full_precision, kl_divergence_per_sample
 from compress.settings import NonNegativeFloat, PositiveFloat
-from compress.types import Labels, Logits, LossTerms
+from compress.types import Labels, Logits, Scalar
 
 
 class KD(TeacherMethod):
@@ -26,11 +26,11 @@ class KD(TeacherMethod):
     soft_weight: NonNegativeFloat = 0.9
     """Weight of the divergence, on top of the factor T^2 that keeps its gradient's size."""
 
-    def __call__(self, student: Logits, teacher: Logits, labels: Labels) -> LossTerms:
+    def hard(self, student: Logits, labels: Labels) -> Scalar:
+        return self.hard_weight * super().hard(student, labels)
+
+    def soft(self, student: Logits, teacher: Logits, labels: Labels) -> Scalar:
         target = F.log_softmax(full_precision(teacher.detach()) / self.temperature, dim=1)
         prediction = F.log_softmax(full_precision(student) / self.temperature, dim=1)
         divergence = kl_divergence_per_sample(target, prediction).mean()
-        return LossTerms(
-            hard=self.hard_weight * cross_entropy(student, labels, self.label_smoothing),
-            soft=self.soft_weight * self.temperature**2 * divergence,
-        )
+        return self.soft_weight * self.temperature**2 * divergence

@@ -12,9 +12,9 @@ from typing import Literal
 
 from torch.nn import functional as F
 
-from compress.methods.base import TeacherMethod, cross_entropy, full_precision, without_label
+from compress.methods.base import TeacherMethod, full_precision, main_label, without_label
 from compress.settings import NonNegativeFloat, PositiveFloat
-from compress.types import Labels, Logits, LossTerms
+from compress.types import Labels, Logits, Scalar
 
 
 class NKD(TeacherMethod):
@@ -26,8 +26,9 @@ class NKD(TeacherMethod):
     gamma: NonNegativeFloat = 1.5
     """Weight of the non-target term."""
 
-    def __call__(self, student: Logits, teacher: Logits, labels: Labels) -> LossTerms:
+    def soft(self, student: Logits, teacher: Logits, labels: Labels) -> Scalar:
         student, teacher = full_precision(student), full_precision(teacher.detach())
+        labels = main_label(labels)
         label_column = labels.unsqueeze(1)
         confidence = F.softmax(teacher, dim=1).gather(1, label_column).squeeze(1)
         log_probability = F.log_softmax(student, dim=1).gather(1, label_column).squeeze(1)
@@ -35,7 +36,4 @@ class NKD(TeacherMethod):
         log_others = F.log_softmax(without_label(student, labels) / self.temperature, dim=1)
         target_term = -(confidence * log_probability).mean()
         non_target_term = -(others * log_others).sum(dim=1).mean()
-        return LossTerms(
-            hard=cross_entropy(student, labels, self.label_smoothing),
-            soft=target_term + self.gamma * self.temperature**2 * non_target_term,
-        )
+        return target_term + self.gamma * self.temperature**2 * non_target_term

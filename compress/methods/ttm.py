@@ -11,9 +11,9 @@ from typing import Literal
 
 from torch.nn import functional as F
 
-from compress.methods.base import TeacherMethod, cross_entropy, full_precision, kl_divergence_per_sample
+from compress.methods.base import TeacherMethod, full_precision, kl_divergence_per_sample
 from compress.settings import NonNegativeFloat, PositiveFloat
-from compress.types import Labels, Logits, LossTerms
+from compress.types import Labels, Logits, Scalar
 
 
 class TTM(TeacherMethod):
@@ -25,10 +25,7 @@ class TTM(TeacherMethod):
     beta: NonNegativeFloat = 45.0
     """Weight of the divergence; published values reach from 7 to 101."""
 
-    def __call__(self, student: Logits, teacher: Logits, labels: Labels) -> LossTerms:
+    def soft(self, student: Logits, teacher: Logits, labels: Labels) -> Scalar:
         target = F.log_softmax(self.gamma * full_precision(teacher.detach()), dim=1)
         prediction = F.log_softmax(full_precision(student), dim=1)
-        return LossTerms(
-            hard=cross_entropy(student, labels, self.label_smoothing),
-            soft=self.beta * kl_divergence_per_sample(target, prediction).mean(),
-        )
+        return self.beta * kl_divergence_per_sample(target, prediction).mean()

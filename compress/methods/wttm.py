@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from compress.methods.base import TeacherMethod, cross_entropy, full_precision, kl_divergence_per_sample
+from compress.methods.base import TeacherMethod, full_precision, kl_divergence_per_sample
 from compress.settings import NonNegativeFloat, PositiveFloat
-from compress.types import Labels, Logits, LossTerms
+from compress.types import Labels, Logits, Scalar
 
 
 class WTTM(TeacherMethod):
@@ -26,15 +26,12 @@ class WTTM(TeacherMethod):
     beta: NonNegativeFloat = 2.25
     """Weight of the weighted divergence; published values reach from 1.4 to 16."""
 
-    def __call__(self, student: Logits, teacher: Logits, labels: Labels) -> LossTerms:
+    def soft(self, student: Logits, teacher: Logits, labels: Labels) -> Scalar:
         teacher = full_precision(teacher.detach())
         target = F.log_softmax(self.gamma * teacher, dim=1)
         prediction = F.log_softmax(full_precision(student), dim=1)
         divergence = power_sum(teacher, self.gamma) * kl_divergence_per_sample(target, prediction)
-        return LossTerms(
-            hard=cross_entropy(student, labels, self.label_smoothing),
-            soft=self.beta * divergence.mean(),
-        )
+        return self.beta * divergence.mean()
 
 
 def power_sum(logits: Logits, gamma: float) -> torch.Tensor:

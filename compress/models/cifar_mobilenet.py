@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.models.layers import conv1x1, conv3x3, depthwise3x3, global_mean, init_convolutions_
-from compress.models.network import Backbone, Features
-from compress.types import FloatImages, Logits
+from compress.models.network import Backbone
+from compress.types import Answer, Features, FloatImages, Logits
 
 NUM_STEM_CHANNELS = 16
 NUM_FEATURES = 1280
@@ -61,17 +61,22 @@ class CifarMobileNetV2(Backbone):
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
 
-    def features(self, images: FloatImages) -> Features:
+    def _features(self, images: FloatImages) -> Features:
         current = self.conv1(images)
         maps = [current]
         for index, stage in enumerate(self.blocks):
             current = stage(current)
             if index in FEATURE_STAGES:
                 maps.append(current)
-        return Features(global_mean(self.conv2(current)), tuple(maps))
+        last = self.conv2(current)
+        return Features(global_mean(last), tuple(maps), last)
+
+    def answer(self, images: FloatImages) -> Answer:
+        features = self._features(images)
+        return Answer(self.classifier(features.pooled), features)
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.classifier(self.features(images).pooled)
+        return self.answer(images).logits
 
 
 class _InvertedResidual(nn.Module):

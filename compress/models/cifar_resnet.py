@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.models.layers import conv1x1, conv3x3, global_mean, init_convolutions_
-from compress.models.network import Backbone, Features
-from compress.types import FloatImages, Logits
+from compress.models.network import Backbone
+from compress.types import Answer, Features, FloatImages, Logits
 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)
@@ -39,15 +39,19 @@ class CifarResNet(Backbone):
         self.fc = nn.Linear(widths[3], num_classes)
         init_convolutions_(self)
 
-    def features(self, images: FloatImages) -> Features:
+    def _features(self, images: FloatImages) -> Features:
         stem = F.relu(self.bn1(self.conv1(images)))
         first = self.layer1(stem)
         second = self.layer2(first)
         third = self.layer3(second)
-        return Features(global_mean(third), (stem, first, second, third))
+        return Features(global_mean(third), (stem, first, second, third), third)
+
+    def answer(self, images: FloatImages) -> Answer:
+        features = self._features(images)
+        return Answer(self.fc(features.pooled), features)
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.fc(self.features(images).pooled)
+        return self.answer(images).logits
 
 
 @final
@@ -65,16 +69,20 @@ class CifarResNet50(Backbone):
         self.linear = nn.Linear(2048, num_classes)
         init_convolutions_(self)
 
-    def features(self, images: FloatImages) -> Features:
+    def _features(self, images: FloatImages) -> Features:
         stem = F.relu(self.bn1(self.conv1(images)))
         first = self.layer1(stem)
         second = self.layer2(first)
         third = self.layer3(second)
         fourth = self.layer4(third)
-        return Features(global_mean(fourth), (stem, first, second, third, fourth))
+        return Features(global_mean(fourth), (stem, first, second, third, fourth), fourth)
+
+    def answer(self, images: FloatImages) -> Answer:
+        features = self._features(images)
+        return Answer(self.linear(features.pooled), features)
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.linear(self.features(images).pooled)
+        return self.answer(images).logits
 
 
 class _BasicBlock(nn.Module):

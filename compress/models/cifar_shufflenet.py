@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.models.layers import conv1x1, depthwise3x3, global_mean, shuffle_channels
-from compress.models.network import Backbone, Features
-from compress.types import FloatImages, Logits
+from compress.models.network import Backbone
+from compress.types import Answer, Features, FloatImages, Logits
 
 NUM_STEM_CHANNELS = 24
 NUM_GROUPS = 3
@@ -36,15 +36,19 @@ class CifarShuffleV1(Backbone):
         self.layer3 = _v1_stage(4, 480, 960, num_first_groups=NUM_GROUPS)
         self.linear = nn.Linear(960, num_classes)
 
-    def features(self, images: FloatImages) -> Features:
+    def _features(self, images: FloatImages) -> Features:
         stem = F.relu(self.bn1(self.conv1(images)))
         first = self.layer1(stem)
         second = self.layer2(first)
         third = self.layer3(second)
-        return Features(global_mean(third), (stem, first, second, third))
+        return Features(global_mean(third), (stem, first, second, third), third)
+
+    def answer(self, images: FloatImages) -> Answer:
+        features = self._features(images)
+        return Answer(self.linear(features.pooled), features)
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.linear(self.features(images).pooled)
+        return self.answer(images).logits
 
 
 @final
@@ -62,15 +66,20 @@ class CifarShuffleV2(Backbone):
         self.bn2 = nn.BatchNorm2d(1024)
         self.linear = nn.Linear(1024, num_classes)
 
-    def features(self, images: FloatImages) -> Features:
+    def _features(self, images: FloatImages) -> Features:
         stem = F.relu(self.bn1(self.conv1(images)))
         first = self.layer1(stem)
         second = self.layer2(first)
         third = self.layer3(second)
-        return Features(global_mean(F.relu(self.bn2(self.conv2(third)))), (stem, first, second, third))
+        last = F.relu(self.bn2(self.conv2(third)))
+        return Features(global_mean(last), (stem, first, second, third), last)
+
+    def answer(self, images: FloatImages) -> Answer:
+        features = self._features(images)
+        return Answer(self.linear(features.pooled), features)
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.linear(self.features(images).pooled)
+        return self.answer(images).logits
 
 
 class _V1Block(nn.Module):

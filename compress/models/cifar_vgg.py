@@ -13,8 +13,8 @@ from torch import nn
 
 from compress.errors import ModelError
 from compress.models.layers import conv3x3, global_mean, init_convolutions_
-from compress.models.network import Backbone, Features
-from compress.types import FloatImages, Logits
+from compress.models.network import Backbone
+from compress.types import Answer, Features, FloatImages, Logits
 
 WIDTHS = (64, 128, 256, 512, 512)
 MIN_SIDE = 8
@@ -52,16 +52,20 @@ class CifarVgg(Backbone):
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
-    def features(self, images: FloatImages) -> Features:
+    def _features(self, images: FloatImages) -> Features:
         first = F.relu(self.block0(images))
         second = F.relu(self.block1(self.pool(first)))
         third = F.relu(self.block2(self.pool(second)))
         fourth = F.relu(self.block3(self.pool(third)))
         fifth = F.relu(self.block4(self.fourth_pool(fourth)))
-        return Features(global_mean(fifth), (first, second, third, fourth, fifth))
+        return Features(global_mean(fifth), (first, second, third, fourth, fifth), fifth)
+
+    def answer(self, images: FloatImages) -> Answer:
+        features = self._features(images)
+        return Answer(self.classifier(features.pooled), features)
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.classifier(self.features(images).pooled)
+        return self.answer(images).logits
 
 
 def _block(num_convolutions: int, num_inputs: int, num_outputs: int) -> nn.Sequential:

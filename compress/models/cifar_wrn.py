@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from compress.models.layers import conv1x1, conv3x3, global_mean, init_convolutions_
-from compress.models.network import Backbone, Features
-from compress.types import FloatImages, Logits
+from compress.models.network import Backbone
+from compress.types import Answer, Features, FloatImages, Logits
 
 
 @final
@@ -37,15 +37,20 @@ class CifarWideResNet(Backbone):
         init_convolutions_(self)
         nn.init.zeros_(self.fc.bias)
 
-    def features(self, images: FloatImages) -> Features:
+    def _features(self, images: FloatImages) -> Features:
         stem = self.conv1(images)
         first = self.block1(stem)
         second = self.block2(first)
         third = self.block3(second)
-        return Features(global_mean(F.relu(self.bn1(third))), (stem, first, second, third))
+        last = F.relu(self.bn1(third))
+        return Features(global_mean(last), (stem, first, second, third), last)
+
+    def answer(self, images: FloatImages) -> Answer:
+        features = self._features(images)
+        return Answer(self.fc(features.pooled), features)
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.fc(self.features(images).pooled)
+        return self.answer(images).logits
 
 
 class _Stage(nn.Module):

@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import nn
 
 from compress.models.layers import conv3x3, global_mean, init_convolutions_
-from compress.models.network import Backbone, Features
+from compress.models.network import Backbone
 from compress.models.source import Created, Source
 from compress.settings import PositiveInt
-from compress.types import FloatImages, Logits
+from compress.types import Answer, Features, FloatImages, Logits
 
 
 @final
@@ -51,13 +51,17 @@ class PlainCnn(Backbone):
         self.classifier = nn.Linear(channels[-1], num_classes)
         init_convolutions_(self)
 
-    def features(self, images: FloatImages) -> Features:
+    def _features(self, images: FloatImages) -> Features:
         current = images
         maps = []
         for stage in self.stages:
             current = F.relu(stage(current))
             maps.append(current)
-        return Features(global_mean(current), tuple(maps))
+        return Features(global_mean(current), tuple(maps), current)
+
+    def answer(self, images: FloatImages) -> Answer:
+        features = self._features(images)
+        return Answer(self.classifier(features.pooled), features)
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.classifier(self.features(images).pooled)
+        return self.answer(images).logits

@@ -7,7 +7,7 @@ needs no preprocessing beside it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, NamedTuple, final
+from typing import Annotated, final
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compress.settings import PositiveFloat, Settings
-from compress.types import FloatImages, Logits
+from compress.types import Answer, FloatImages, Logits
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -29,15 +29,6 @@ class Statistics(Settings):
     """Standard deviation of red, green and blue."""
 
 
-class Features(NamedTuple):
-    """What a network knows on its way to the logits; for methods that distil more than logits."""
-
-    pooled: Float[Tensor, "B D"]
-    """The input of the last linear layer."""
-    maps: tuple[Float[Tensor, "B _ _ _"], ...]
-    """Spatial maps after the stem and after each stage, early to late, channels second."""
-
-
 class Backbone(nn.Module, ABC):
     """A classifier of normalised images that can show its features."""
 
@@ -46,8 +37,8 @@ class Backbone(nn.Module, ABC):
         """Normalised images to logits."""
 
     @abstractmethod
-    def features(self, images: FloatImages) -> Features:
-        """Normalised images to what the last layer sees, and the maps before it.
+    def answer(self, images: FloatImages) -> Answer:
+        """Normalised images to logits and features, in one forward pass.
 
         Raises:
             ModelError: this network has no interface to its features.
@@ -73,13 +64,13 @@ class Network(nn.Module):
         """Pixels in [0, 1] to logits."""
         return self.backbone(self._normalised(images))
 
-    def features(self, images: FloatImages) -> Features:
-        """Pixels in [0, 1] to features, in one forward pass.
+    def answer(self, images: FloatImages) -> Answer:
+        """Pixels in [0, 1] to logits and features, in one forward pass.
 
         Raises:
             ModelError: the backbone has no interface to its features.
         """
-        return self.backbone.features(self._normalised(images))
+        return self.backbone.answer(self._normalised(images))
 
     def _normalised(self, images: FloatImages) -> FloatImages:
         return (images - self.mean) / self.std

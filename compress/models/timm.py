@@ -11,9 +11,9 @@ from pydantic import Field, JsonValue, field_validator
 from torch import nn
 
 from compress.errors import ModelError
-from compress.models.network import Backbone, Features, Statistics
+from compress.models.network import Backbone, Statistics
 from compress.models.source import Created, Source, check_answers, unknown_name
-from compress.types import FloatImages, Logits
+from compress.types import Answer, Features, FloatImages, Logits
 
 LOCAL_SCHEME = "local-dir:"
 CONFIG_FILE = "config.json"
@@ -121,7 +121,7 @@ class TimmBackbone(Backbone):
     def forward(self, images: FloatImages) -> Logits:
         return self.model(images)
 
-    def features(self, images: FloatImages) -> Features:
+    def answer(self, images: FloatImages) -> Answer:
         """The maps are timm's intermediate features: one per stage, or per block of a transformer, channels second."""
         model: Any = self.model
         try:
@@ -131,7 +131,8 @@ class TimmBackbone(Backbone):
                 f"{self.label} has no interface to its features in timm; use a method that distils logits alone"
             ) from error
         final_maps, maps = trunk(images)
-        return Features(head(final_maps, pre_logits=True), tuple(maps))
+        pooled = head(final_maps, pre_logits=True)
+        return Answer(model.get_classifier()(pooled), Features(pooled, tuple(maps), final_maps))
 
 
 class _Plan(NamedTuple):

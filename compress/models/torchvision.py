@@ -10,10 +10,10 @@ from typing import Any, Literal, final
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.models.network import Backbone, Features, Statistics
+from compress.models.network import Backbone, Statistics
 from compress.models.source import Created, Source, check_answers, unknown_name
 from compress.models.weights import Destination, load_weights_
-from compress.types import FloatImages, Logits
+from compress.types import Answer, FloatImages, Logits
 
 # These answer with auxiliary outputs beside the logits while training.
 EXCLUDED = ("googlenet", "inception_v3")
@@ -72,7 +72,7 @@ class TorchvisionBackbone(Backbone):
     def forward(self, images: FloatImages) -> Logits:
         return self.model(images)
 
-    def features(self, images: FloatImages) -> Features:
+    def answer(self, images: FloatImages) -> Answer:
         raise ModelError(
             f"{self.label} from torchvision has no interface to its features; take the network of that name from timm, "
             "or use a method that distils logits alone"

@@ -164,7 +164,7 @@ def test_features_lead_to_the_logits(name: CifarName) -> None:
     network = build(name).eval()
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        features = network.features(images)
+        features = network.answer(images).features
         last_layer = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
         torch.testing.assert_close(last_layer(features.pooled), network(images))
     assert features.pooled.shape == (2, PUBLIC[name][2])
@@ -177,7 +177,7 @@ def test_vgg_pools_a_fourth_time_from_64_pixels_on() -> None:
     def last_map(side: int) -> Tensor:
         network = build("vgg8", side=side).eval()
         with torch.no_grad():
-            return network.features(torch.rand(1, 3, side, side)).maps[-1]
+            return network.answer(torch.rand(1, 3, side, side)).features.maps[-1]
 
     assert last_map(32).shape[-1] == 4
     assert last_map(64).shape[-1] == 4

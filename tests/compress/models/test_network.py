@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from compress.models import Backbone, Cnn, Features, Network, Statistics, build_network, count_flops, count_parameters
-from compress.types import FloatImages, Logits
+from compress.models import Backbone, Cnn, Network, Statistics, build_network, count_flops, count_parameters
+from compress.types import Answer, Features, FloatImages, Logits
 
 STATISTICS = Statistics(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -17,22 +17,24 @@ STATISTICS = Statistics(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 class RowAttention(Backbone):
     """Every row of a one-channel image attends to every other."""
 
-    def features(self, images: FloatImages) -> Features:
+    def answer(self, images: FloatImages) -> Answer:
         rows = images.mean(1, keepdim=True)
-        return Features(functional.scaled_dot_product_attention(rows, rows, rows).mean((1, 2)), (images,))
+        pooled = functional.scaled_dot_product_attention(rows, rows, rows).mean((1, 2))
+        return Answer(pooled, Features(pooled, (images,), images))
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.features(images).pooled
+        return self.answer(images).logits
 
 
 class MeanColour(Backbone):
     """Logits are the mean of each normalised channel."""
 
-    def features(self, images: FloatImages) -> Features:
-        return Features(images.mean((2, 3)), (images,))
+    def answer(self, images: FloatImages) -> Answer:
+        pooled = images.mean((2, 3))
+        return Answer(pooled, Features(pooled, (images,), images))
 
     def forward(self, images: FloatImages) -> Logits:
-        return self.features(images).pooled
+        return self.answer(images).logits
 
 
 def test_first_layer_normalises_each_channel() -> None:
@@ -40,7 +42,7 @@ def test_first_layer_normalises_each_channel() -> None:
     images = torch.tensor([0.7, 0.9, 0.0]).view(1, 3, 1, 1).expand(2, 3, 4, 5)
     expected = torch.tensor([[1.0, 2.0, -1.0]] * 2)
     torch.testing.assert_close(network(images), expected)
-    torch.testing.assert_close(network.features(images).pooled, expected)
+    torch.testing.assert_close(network.answer(images).features.pooled, expected)
 
 
 def test_state_dict_is_the_backbone_alone() -> None:

@@ -59,10 +59,10 @@ def test_features_have_one_row_per_image_or_say_why_not(source: Source) -> None:
     network = build_network(source, num_classes=6, image_size=(32, 32), statistics=STATISTICS).eval()
     if isinstance(source, Torchvision):
         with pytest.raises(ModelError, match="squeezenet1_1 from torchvision has no interface to its features"):
-            network.features(torch.rand(2, 3, 32, 32))
+            network.answer(torch.rand(2, 3, 32, 32))
         return
     with torch.no_grad():
-        features = network.features(torch.rand(2, 3, 32, 32))
+        features = network.answer(torch.rand(2, 3, 32, 32)).features
     assert features.pooled.ndim == 2
     assert all(maps.ndim == 4 and maps.shape[0] == 2 for maps in features.maps)
 
