@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compress.artifact import load_model, save_model
+    from compress.batches import TrainingData
     from compress.data import DataSettings
     from compress.data.prepare import prepare
     from compress.data.prepared import load_prepared
@@ -19,12 +20,30 @@ if TYPE_CHECKING:
     from compress.deploy import write_deploy_folder
     from compress.errors import CompressError
     from compress.export import export_onnx
-    from compress.methods import KD, NKD, TTM, WTTM, CrossEntropy, LabelSmoothing
+    from compress.methods import (
+        CRD,
+        DIST,
+        DKD,
+        ITRD,
+        KD,
+        NKD,
+        TTM,
+        USKD,
+        WTTM,
+        Combination,
+        CrossEntropy,
+        LabelSmoothing,
+        LogitStandardization,
+        TfKDReg,
+        TfKDSelf,
+        TfNKD,
+        ViTKD,
+    )
     from compress.models import build_network
     from compress.parity import assert_parity
     from compress.runtime import load_predictor
     from compress.teacher_logits import OnlineTeacher, open_teacher_logits, write_teacher_logits
-    from compress.train import TrainingData, TrainSettings, new_training_state, train_epochs
+    from compress.train import TrainSettings, new_training_state, train_epochs, train_together
 
 _HOMES = {
     "CompressError": "compress.errors",
@@ -35,6 +54,17 @@ _HOMES = {
     "build_network": "compress.models",
     "load_model": "compress.artifact",
     "save_model": "compress.artifact",
+    "CRD": "compress.methods",
+    "DIST": "compress.methods",
+    "DKD": "compress.methods",
+    "ITRD": "compress.methods",
+    "USKD": "compress.methods",
+    "Combination": "compress.methods",
+    "LogitStandardization": "compress.methods",
+    "TfKDReg": "compress.methods",
+    "TfKDSelf": "compress.methods",
+    "TfNKD": "compress.methods",
+    "ViTKD": "compress.methods",
     "KD": "compress.methods",
     "NKD": "compress.methods",
     "TTM": "compress.methods",
@@ -45,9 +75,10 @@ _HOMES = {
     "write_teacher_logits": "compress.teacher_logits",
     "open_teacher_logits": "compress.teacher_logits",
     "TrainSettings": "compress.train",
-    "TrainingData": "compress.train",
+    "TrainingData": "compress.batches",
     "new_training_state": "compress.train",
     "train_epochs": "compress.train",
+    "train_together": "compress.train",
     "export_onnx": "compress.export",
     "load_predictor": "compress.runtime",
     "assert_parity": "compress.parity",
@@ -55,17 +86,28 @@ _HOMES = {
 }
 
 __all__ = [
+    "CRD",
+    "DIST",
+    "DKD",
+    "ITRD",
     "KD",
     "NKD",
     "TTM",
+    "USKD",
     "WTTM",
+    "Combination",
     "CompressError",
     "CrossEntropy",
     "DataSettings",
     "LabelSmoothing",
+    "LogitStandardization",
     "OnlineTeacher",
+    "TfKDReg",
+    "TfKDSelf",
+    "TfNKD",
     "TrainSettings",
     "TrainingData",
+    "ViTKD",
     "ViewSettings",
     "assert_parity",
     "build_network",
@@ -78,6 +120,7 @@ __all__ = [
     "prepare",
     "save_model",
     "train_epochs",
+    "train_together",
     "write_deploy_folder",
     "write_teacher_logits",
 ]

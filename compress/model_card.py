@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -53,7 +54,8 @@ class DeployFacts(Settings):
     """What it was trained and measured on, in words."""
     preprocessing: dict[str, JsonValue]
     """How a picture becomes the pixels the file takes."""
-    teacher: TeacherFacts
+    teacher: TeacherFacts | None = None
+    """None where there is no teacher."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Further measurements by name, units in the names; shown as they are."""
     lineage: dict[str, str] = Field(default_factory=dict)
@@ -99,23 +101,37 @@ def _limits(classes: Sequence[str]) -> str:
 
 
 def _measurements(facts: DeployFacts, size_bytes: int) -> str:
-    teacher, accuracy = facts.teacher, facts.accuracy_test
+    accuracy = facts.accuracy_test
     standard_error = math.sqrt(accuracy * (1 - accuracy) / facts.num_images_test)
     rows = [
-        ("top-1 accuracy on test", f"{accuracy:.2%}", f"{teacher.accuracy_test:.2%}"),
-        ("top-1 accuracy on validation", f"{facts.accuracy_validation:.2%}", ""),
-        ("latency, one image, median, ms", f"{facts.latency_ms:.3f}", f"{teacher.latency_ms:.3f}"),
-        ("file size, MB (1e6 bytes)", f"{size_bytes / 1e6:.3f}", f"{teacher.size_bytes / 1e6:.3f}"),
-        ("parameters", f"{facts.num_parameters:,}", ""),
-        ("floating-point operations, one image", f"{facts.flops:,}", ""),
-        *((name, f"{value:.4g}", "") for name, value in facts.metrics.items()),
+        ("top-1 accuracy on test", f"{accuracy:.2%}"),
+        ("top-1 accuracy on validation", f"{facts.accuracy_validation:.2%}"),
+        ("latency, one image, median, ms", f"{facts.latency_ms:.3f}"),
+        ("file size, MB (1e6 bytes)", f"{size_bytes / 1e6:.3f}"),
+        ("parameters", f"{facts.num_parameters:,}"),
+        ("floating-point operations, one image", f"{facts.flops:,}"),
+        *((name, f"{value:.4g}") for name, value in facts.metrics.items()),
     ]
-    lines = ["| | this model | its teacher |", "|---|---:|---:|"]
-    lines += [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows]
+    if facts.teacher is None:
+        lines = ["| | this model |", "|---|---:|"]
+        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
+    else:
+        beside = (
+            f"{facts.teacher.accuracy_test:.2%}",
+            "",
+            f"{facts.teacher.latency_ms:.3f}",
+            f"{facts.teacher.size_bytes / 1e6:.3f}",
+        )
+        lines = ["| | this model | its teacher |", "|---|---:|---:|"]
+        lines += [
+            f"| {_cell(name)} | {_cell(value)} | {other} |"
+            for (name, value), other in itertools.zip_longest(rows, beside, fillvalue="")
+        ]
     note = (
         f"Test: {facts.num_images_test} images, standard error {standard_error:.2%}; nothing was chosen on them. "
-        f"Validation: used to choose among students, so a little too good. Latency: {facts.machine}; student and "
-        "teacher were measured in turns in one process. All of it on the exported files."
+        f"Validation: used to choose among students, so a little too good. Latency: {facts.machine}"
+        + ("" if facts.teacher is None else "; student and teacher were measured in turns in one process")
+        + ". All of it on the exported files."
     )
     return "\n".join(lines) + f"\n\n{note}"
 
@@ -142,7 +158,7 @@ def _class_list(classes: Sequence[str]) -> str:
 def _origin(facts: DeployFacts, sha256: str) -> str:
     lines = [
         f"- data: {facts.data}",
-        f"- teacher: `{_compact(facts.teacher.architecture)}`",
+        f"- teacher: {'none' if facts.teacher is None else f'`{_compact(facts.teacher.architecture)}`'}",
         f"- SHA-256 of `model.onnx`: `{sha256}`",
         *(f"- SHA-256 of {_words(name)}: `{digest}`" for name, digest in sorted(facts.lineage.items())),
     ]

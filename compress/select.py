@@ -29,8 +29,9 @@ class Candidate(Settings):
     """Median time to answer one image."""
     size_bytes: PositiveInt
     """Of the exported file."""
-    drop: Drop
-    """The teacher's accuracy on validation minus the student's; negative for a student that is better."""
+    drop: Drop | None = None
+    """The teacher's accuracy on validation minus the student's; negative for a student that is better, None where there
+    is no teacher."""
 
     @property
     def size_mb(self) -> float:
@@ -69,12 +70,14 @@ def select(candidates: Sequence[Candidate], constraints: Constraints) -> Selecti
     """Choose among students.
 
     Raises:
-        SelectionError: no student satisfies the constraints.
+        SelectionError: no student satisfies the constraints, or max_drop is set and there is no teacher.
         ValueError: there are no students, or two of one name.
     """
     names = [candidate.name for candidate in candidates]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"selection needs students, each with a name of its own, got {names}")
+    if constraints.max_drop is not None and any(candidate.drop is None for candidate in candidates):
+        raise SelectionError("select.max_drop compares with a teacher, and there is none; use select.min_accuracy")
     ranked = sorted(candidates, key=_rank)
     violations = {candidate.name: _violations(candidate, constraints) for candidate in ranked}
     feasible = [candidate for candidate in ranked if not violations[candidate.name]]
@@ -114,7 +117,7 @@ def _violations(candidate: Candidate, constraints: Constraints) -> list[str]:
         ("loses more than max_drop", candidate.drop, constraints.max_drop),
     )
     for words, value, most in upper:
-        if most is not None and value > most:
+        if most is not None and value is not None and value > most:
             broken.append(f"{words}: {_compared(value, '>', most)} (by {value - most:.3g})")
     return broken
 

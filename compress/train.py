@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,17 +19,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from compress.batches import TrainingData, epoch_batches, on_device
+from compress.data.mixing import Mixing
 from compress.data.prepared import PreparedSplit
-from compress.data.view_schedule import ViewSettings
-from compress.data.views import view_images
-from compress.device import DeviceName, Precision, autocast, place, resolve_device, resolve_precision
+from compress.device import DeviceName, Precision, place, resolve_device, resolve_precision
 from compress.errors import TrainingError
-from compress.methods import TeacherFreeMethod, TeacherMethod
+from compress.methods import Method
+from compress.objective import Objective, StepInput, bind
 from compress.optimization import SGD, Cosine, Optimizer, Schedule, set_learning_rate_
 from compress.settings import Fraction, PositiveFloat, PositiveInt, Settings
 from compress.teacher_logits import TeacherAnswers
 from compress.tensors import as_float_images
-from compress.types import FloatImages, IndexArray, Labels, LossTerms
+from compress.types import LossTerms
 
 VALIDATION_BATCH = 256
 STEPS_PER_REPORT = 20
@@ -44,6 +45,8 @@ class TrainSettings(Settings):
     schedule: Schedule = Cosine()
     gradient_clip_norm: PositiveFloat | None = None
     """Gradients longer than this are scaled down to it."""
+    mixing: Mixing | None = None
+    """Blend the images and labels of a batch (mixup, CutMix); needs a teacher that runs online, or none."""
     ema_decay: Fraction | None = None
     """Keep an exponential moving average of the weights with this decay and evaluate that; 0.999 is usual."""
     precision: Precision = "auto"
@@ -52,15 +55,6 @@ class TrainSettings(Settings):
     threads: PositiveInt | None = None
     """CPU threads; by default all cores. A fixed number gives the same bits on machines with more or fewer cores, and
     1 is fastest for tiny networks."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a network sees: train images through views, validation images as they are."""
-
-    train: PreparedSplit
-    validation: PreparedSplit
-    views: ViewSettings
 
 
 class StepReport(NamedTuple):
@@ -92,6 +86,7 @@ class TrainingState:
     """Everything that changes while training; the only mutable value here."""
 
     network: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
@@ -111,6 +106,7 @@ class TrainingState:
         """All of it, as a checkpoint holds it."""
         return {
             "network": self.network.state_dict(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -123,6 +119,7 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.network.load_state_dict(state["network"])
+        self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
@@ -132,130 +129,132 @@ class TrainingState:
         self.best_epoch, self.best_weights = state["best_epoch"], state["best_weights"]
 
 
-def new_training_state(network: nn.Module, settings: TrainSettings) -> TrainingState:
-    """Put the network on its device and give it an optimiser; sets the process's number of CPU threads.
+def new_training_state(
+    network: nn.Module,
+    method: Method,
+    data: TrainingData,
+    *,
+    settings: TrainSettings,
+    teacher: TeacherAnswers | None = None,
+) -> TrainingState:
+    """Put a network on its device with what it is to learn and an optimiser; sets the process's number of CPU threads.
 
     Raises:
         DeviceError: the device or precision asked for is not there.
+        ParamsError: stored answers where the method or mixed images need the teacher itself.
+        ModelError: the networks lack the features that the method compares.
+        ValueError: a method that needs a teacher got none, or the other way round.
     """
+    objective = bind(method, network, data.train, teacher=teacher, mixing=settings.mixing)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = resolve_device(settings.device)
     dtype = resolve_precision(settings.precision, device)
     network = place(network, device)
+    objective = objective.to(device)
     average = None
     if settings.ema_decay is not None:
         # Averaging the buffers too keeps batch-norm statistics in step with the averaged weights.
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return TrainingState(network, settings.optimizer.build(network), scaler, average)
+    optimizer = settings.optimizer.build(nn.ModuleList([network, objective]))
+    return TrainingState(network, objective, optimizer, scaler, average)
 
 
 def train_epochs(
-    state: TrainingState,
-    method: TeacherMethod | TeacherFreeMethod,
-    data: TrainingData,
-    *,
-    settings: TrainSettings,
-    seed: int,
-    teacher: TeacherAnswers | None = None,
+    state: TrainingState, data: TrainingData, *, settings: TrainSettings, seed: int
 ) -> Iterator[StepReport | EpochReport]:
     """Train from where `state` stands to the last epoch, handing out reports; `state` is current at each EpochReport.
 
     Raises:
-        ValueError: a method that needs a teacher got none, or the other way round.
-        TrainingError: the loss is no longer finite (while iterating).
+        TrainingError: the loss is no longer finite.
     """
-    if isinstance(method, TeacherMethod) != (teacher is not None):
-        raise ValueError(f"{type(method).__name__} and teacher={teacher} do not go together")
-    return _epochs(state, method, data, settings, seed, teacher)
-
-
-def _epochs(
-    state: TrainingState,
-    method: TeacherMethod | TeacherFreeMethod,
-    data: TrainingData,
-    settings: TrainSettings,
-    seed: int,
-    teacher: TeacherAnswers | None,
-) -> Iterator[StepReport | EpochReport]:
-    loss_function = _BoundLoss(method, teacher)
-    num_steps = math.ceil(len(data.train) / settings.batch_size)
-    for epoch in range(state.epoch, settings.epochs):
-        sums = torch.zeros(2, dtype=torch.float64, device=next(state.network.parameters()).device)
-        num_images, started = 0, time.perf_counter()
-        learning_rate = 0.0
-        for step, batch in enumerate(epoch_batches(data, settings.batch_size, epoch=epoch, seed=seed)):
-            factor = settings.schedule.factor(epoch + step / num_steps, settings.epochs)
-            learning_rate = settings.optimizer.learning_rate * factor
-            set_learning_rate_(state.optimizer, learning_rate)
-            with _seeded(seed, epoch, step, sums.device):
-                terms = _step(state, loss_function, batch, settings)
-            # Summed on the device: reading a value at every step would stop a GPU each time.
-            sums += torch.stack(terms).double() * len(batch.indices)
-            num_images += len(batch.indices)
-            if step % STEPS_PER_REPORT == STEPS_PER_REPORT - 1:
-                yield StepReport(epoch + 1, num_images, num_images / (time.perf_counter() - started))
-        hard, soft = (sums / num_images).tolist()
-        speed = num_images / (time.perf_counter() - started)
-        _check_finite(hard + soft, epoch + 1)
-        accuracy, loss = validate(state.evaluated, data.validation)
-        report = EpochReport(epoch + 1, hard + soft, hard, soft, accuracy, loss, learning_rate, speed)
-        _finish_epoch_(state, report)
+    for _, report in train_together([Trainee(state, settings)], data, seed=seed):
         yield report
 
 
-class Batch(NamedTuple):
-    """One training batch; indices and slots stay on the host."""
+class Trainee(NamedTuple):
+    """One of several networks that train side by side."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: IndexArray
-    slots: IndexArray
+    state: TrainingState
+    settings: TrainSettings
 
 
-def epoch_batches(data: TrainingData, batch_size: int, *, epoch: int, seed: int) -> Iterator[Batch]:
-    """All train images once, in an order and through views that follow from seed and epoch (counted from 0)."""
-    order = np.random.default_rng((seed, epoch)).permutation(len(data.train)).astype(np.int64)
-    slots = data.views.slots(len(order), epoch)
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        if start > 0 and len(indices) == 1 < batch_size:
-            return  # batch normalisation cannot learn from a single left-over image
-        batch_slots = slots[start : start + batch_size]
-        images = view_images(
-            data.train, data.views.augmentation, indices=indices, slots=batch_slots, seed=data.views.seed
-        )
-        yield Batch(images, torch.from_numpy(data.train.labels[indices]), indices, batch_slots)
+def train_together(
+    trainees: Sequence[Trainee], data: TrainingData, *, seed: int
+) -> Iterator[tuple[int, StepReport | EpochReport]]:
+    """Train several networks on the same batches, handing out reports with the network's place among `trainees`.
+
+    Batches are decoded and augmented once, and a live teacher is asked once. Each network comes out bit for bit as if
+    it had trained alone: nothing random is shared. One that is ahead, from a checkpoint, waits for the others.
+
+    Raises:
+        ValueError: the networks do not share batch size, mixing, device and threads.
+        TrainingError: a loss is no longer finite.
+    """
+    shared = {
+        (each.settings.batch_size, each.settings.mixing, _device(each), each.settings.threads) for each in trainees
+    }
+    if len(shared) > 1:
+        raise ValueError(f"networks trained together share batch size, mixing, device and threads, got {shared}")
+    for epoch in range(max((each.settings.epochs for each in trainees), default=0)):
+        active = {
+            number: each
+            for number, each in enumerate(trainees)
+            if each.state.epoch == epoch and epoch < each.settings.epochs
+        }
+        if active:
+            yield from _epoch(active, data, epoch=epoch, seed=seed)
 
 
-class _BoundLoss(NamedTuple):
-    """A method with its teacher: the loop need not know which kind it has."""
+def _epoch(
+    active: Mapping[int, Trainee], data: TrainingData, *, epoch: int, seed: int
+) -> Iterator[tuple[int, StepReport | EpochReport]]:
+    settings, device = next(iter(active.values())).settings, _device(next(iter(active.values())))
+    num_steps = math.ceil(len(data.train) / settings.batch_size)
+    # Summed on the device: reading a value at every step would stop a GPU each time.
+    sums = {number: torch.zeros(2, dtype=torch.float64, device=device) for number in active}
+    num_images, started = 0, time.perf_counter()
+    for step, batch in enumerate(epoch_batches(data, settings.batch_size, epoch=epoch, seed=seed)):
+        batch_input = on_device(batch, settings.mixing, device, seed=seed, epoch=epoch, step=step)
+        for number, trainee in active.items():
+            with _seeded(seed, epoch, step, device):
+                terms = _step(trainee, batch_input, progress=epoch + step / num_steps)
+            sums[number] += torch.stack(terms).double() * len(batch.indices)
+        num_images += len(batch.indices)
+        if step % STEPS_PER_REPORT == STEPS_PER_REPORT - 1:
+            speed = num_images * len(active) / (time.perf_counter() - started)
+            for number in active:
+                yield number, StepReport(epoch + 1, num_images, speed)
+    totals = {number: (values / num_images).tolist() for number, values in sums.items()}
+    speed = num_images * len(active) / (time.perf_counter() - started)
+    for number, trainee in active.items():
+        hard, soft = totals[number]
+        _check_finite(hard + soft, epoch + 1)
+        accuracy, loss = validate(trainee.state.evaluated, data.validation)
+        rate = trainee.state.optimizer.param_groups[0]["lr"]
+        report = EpochReport(epoch + 1, hard + soft, hard, soft, accuracy, loss, rate, speed)
+        _finish_epoch_(trainee.state, report)
+        yield number, report
 
-    method: TeacherMethod | TeacherFreeMethod
-    teacher: TeacherAnswers | None
 
-    def __call__(self, student: torch.Tensor, labels: Labels, images: FloatImages, batch: Batch) -> LossTerms:
-        if isinstance(self.method, TeacherFreeMethod):
-            return self.method(student, labels)
-        assert self.teacher is not None
-        return self.method(student, self.teacher.logits(images, batch.indices, batch.slots), labels)
+def _device(trainee: Trainee) -> torch.device:
+    return next(trainee.state.network.parameters()).device
 
 
-def _step(state: TrainingState, loss_function: _BoundLoss, batch: Batch, settings: TrainSettings) -> LossTerms:
-    """One optimiser step; the terms come back detached."""
-    device = next(state.network.parameters()).device
-    images = as_float_images(batch.images, device)
-    labels = batch.labels.to(device, non_blocking=True)
+def _step(trainee: Trainee, batch: StepInput, *, progress: float) -> LossTerms:
+    """One optimiser step, `progress` epochs into the run; the terms come back detached."""
+    state, settings = trainee
+    factor = settings.schedule.factor(progress, settings.epochs)
+    set_learning_rate_(state.optimizer, settings.optimizer.learning_rate * factor)
     state.network.train()
-    with autocast(device, resolve_precision(settings.precision, device)):
-        student = state.network(images)
-    terms = loss_function(student.float(), labels, images, batch)
+    terms = state.objective(state.network, batch, resolve_precision(settings.precision, batch.images.device))
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(terms.total).backward()
     if settings.gradient_clip_norm is not None:
         state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip_norm)
+        trained = [*state.network.parameters(), *state.objective.parameters()]
+        nn.utils.clip_grad_norm_(trained, settings.gradient_clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.average is not None:

@@ -26,7 +26,6 @@ app = typer.Typer(
 INTERRUPTED = 130
 
 Name = Annotated[str, typer.Argument(help="A student's name in params.yaml, or `teacher`.", metavar="NAME")]
-Student = Annotated[str, typer.Argument(help="A student's name in params.yaml.", metavar="STUDENT")]
 
 
 @app.callback()
@@ -82,17 +81,31 @@ def teacher_logits(context: typer.Context) -> None:
 
 
 @app.command()
-def distill(context: typer.Context, student: Student) -> None:
+def distill(
+    context: typer.Context,
+    student: Annotated[str | None, typer.Argument(help="A student's name in params.yaml.", metavar="STUDENT")] = None,
+    all_students: Annotated[
+        bool, typer.Option("--all", help="Train all students that are not up to date, side by side.")
+    ] = False,
+) -> None:
     """Train one student, once for each of its seeds; an interrupted training goes on where it stopped.
 
-    Inputs: its row in `students` and the section `views`; `data/prepared/` and, for rows under `distilled`,
+    Inputs: its row in `students` and the section `views`; `data/prepared/` and, for rows that learn from the teacher,
     `models/teacher/` and `data/teacher_logits/`. Outputs: `models/STUDENT/`, `results/STUDENT/`.
 
-    Example: `compress distill small_wttm`
+    With `--all` the students share batches and teacher answers in one process and stop at their last checkpoint;
+    `dvc repro` then finishes every stage at once. Each student comes out bit for bit as if it had trained alone.
+
+    Example: `compress distill small_wttm`, or `dvc repro teacher_logits && compress distill --all && dvc repro`
     """
     from pipelines import distill as stage
 
-    stage.run(context.obj, student)
+    if (student is None) != all_students:
+        raise typer.BadParameter("name one student, or give --all")
+    if student is None:
+        stage.run_all(context.obj)
+    else:
+        stage.run(context.obj, student)
 
 
 @app.command()
@@ -145,6 +158,49 @@ def report(context: typer.Context) -> None:
     from pipelines import report as command
 
     command.run(context.obj)
+
+
+@app.command()
+def published(
+    context: typer.Context,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe, such as `cifar100/vgg13_vgg8`.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="First add the students of the present run.")] = False,
+    protocol: Annotated[
+        str | None, typer.Option(help="What was changed, where params.yaml is not the recipe as written.")
+    ] = None,
+) -> None:
+    """Print the papers' accuracies beside ours, for one recipe or all of them.
+
+    Inputs: `docs/results.json`; with `--record` also `metrics/students.json` and params.yaml.
+
+    Example: `compress published cifar100/resnet32x4_resnet8x4`
+    """
+    from pipelines import published as command
+
+    if record:
+        from pipelines import recording
+
+        recording.record(context.obj, recipe, protocol)
+    elif protocol is not None:
+        raise typer.BadParameter("--protocol goes with --record")
+    command.run(context.obj, recipe)
+
+
+methods = typer.Typer(help="The distillation methods themselves.", no_args_is_help=True)
+app.add_typer(methods, name="methods")
+
+
+@methods.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Values and gradients that other code computed, as JSON.")],
+) -> None:
+    """Compare the methods with values of the authors' code; exit code 1 where one is off or not covered.
+
+    Input: a file in the format that docs/methods.md describes. Example: `compress methods check loss_vectors.json`
+    """
+    from compress.methods.check import main as check_file
+
+    sys.exit(check_file([str(file)]))
 
 
 @app.command()

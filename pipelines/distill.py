@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.artifact import load_model
+from compress.artifact import load_card, load_model
+from compress.batches import TrainingData
 from compress.data.prepared import PreparedData, load_prepared
 from compress.data.view_schedule import ViewSettings
 from compress.device import place, resolve_device
-from compress.files import write_json
+from compress.errors import ParamsError
+from compress.files import read_json, write_json
 from compress.fingerprint import fingerprint
+from compress.methods import TeacherMethod
 from compress.settings import Settings
-from compress.teacher_logits import OnlineTeacher, TeacherAnswers, open_teacher_logits, read_manifest
-from compress.train import TrainingData
+from compress.teacher_logits import OnlineTeacher, StoredTeacher, TeacherAnswers, open_teacher_logits, read_manifest
+from pipelines.absence import is_absent
 from pipelines.layout import Layout
 from pipelines.params import load_params
-from pipelines.settings import DistilledStudent, StudentsSettings, TeacherFreeStudent
-from pipelines.training import Job, Lineage, track_data, tracked_training, train, write_training_files
+from pipelines.settings import SelfTaughtStudent, Student, StudentsSettings, TeacherFreeStudent
+from pipelines.tracking import Run
+from pipelines.trained import write_training_files
+from pipelines.training import (
+    Job,
+    Lesson,
+    Lineage,
+    track_data,
+    tracked_training,
+    train,
+    train_side_by_side,
+)
 
 
 class DistillParams(Settings):
@@ -28,58 +44,134 @@ class DistillParams(Settings):
     students: StudentsSettings
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A student with everything that decides how it comes out."""
+
+    name: str
+    settings: dict[str, Any]
+    jobs: tuple[Job, ...]
+    """One for each seed."""
+    work: Path
+    """Where its checkpoints live."""
+    lineage: Lineage
+
+
 def run(root: Path, name: str) -> None:
     """Train the student `name` of params.yaml and leave its artifacts, its history and the id of its tracking run."""
     layout = Layout(root)
     params = load_params(DistillParams, layout.params)
-    student = params.students.row(name)
     data = load_prepared(layout.prepared)
-    answers, lineage = _teacher_of(student, data, params.views, layout)
-    jobs = [_job(name, student, seed, data, params.views, answers, lineage) for seed in student.seeds]
-    work = layout.work("distill") / fingerprint({"jobs": [job.fingerprint for job in jobs]})[:16]
-    settings: dict[str, Any] = student.model_dump(mode="json", exclude_none=True)
-    with tracked_training(root, name, stage="distill", work=work, lineage=lineage) as tracked:
-        tracked.log_params({"student": name, **settings, "views": params.views.model_dump(mode="json")})
-        track_data(tracked, data.manifest)
+    plan = _plan(name, params, data, _Teachers(params, data, layout))
+    with _tracked(root, plan, params.views) as tracked:
         trained = [
             train(
                 job,
-                work=work,
+                work=plan.work,
                 folders={which: layout.trained(name, job.seed, which) for which in ("last", "best")},
                 run=tracked,
             )
-            for job in jobs
+            for job in plan.jobs
         ]
-    write_training_files(
-        layout.results(name), trained, {"student": name, "stage": "distill", "settings": settings, **lineage}
-    )
+    facts = {"student": name, "stage": "distill", "settings": plan.settings, **plan.lineage}
+    write_training_files(layout.results(name), trained, facts)
     write_json(layout.run(name), {"run_id": tracked.id})
-    shutil.rmtree(work)  # only now: until every seed is stored, a finished one is safe in its checkpoint
+    shutil.rmtree(plan.work)  # only now: until every seed is stored, a finished one is safe in its checkpoint
 
 
-def _teacher_of(
-    student: DistilledStudent | TeacherFreeStudent, data: PreparedData, views: ViewSettings, layout: Layout
-) -> tuple[TeacherAnswers | None, Lineage]:
-    """Where this student's teacher answers come from, and the hashes of what it learns from."""
-    lineage = {"data_fingerprint": data.manifest.fingerprint}
-    if isinstance(student, TeacherFreeStudent):
-        return None, lineage
-    stored = read_manifest(layout.teacher_logits)
-    network, card = load_model(layout.teacher)
-    lineage["teacher_sha256"] = card.saved_sha256
-    if not stored.enabled:
-        device = resolve_device(student.train.device)
-        return OnlineTeacher(place(network, device)), lineage
-    expected = stored.model_copy(
-        update={"teacher_sha256": card.saved_sha256, "data_fingerprint": data.manifest.fingerprint, "views": views}
-    )
-    lineage["teacher_logits_sha256"] = stored.sha256
-    return open_teacher_logits(layout.teacher_logits, expected), lineage
+def run_all(root: Path) -> None:
+    """Train all students that are not up to date side by side, to checkpoints from which their stages finish at once.
+
+    Students of one seed share batches and a live teacher; stored answers are shared by all. Students that other
+    students teach need those first: their own stages train them.
+    """
+    layout = Layout(root)
+    params = load_params(DistillParams, layout.params)
+    data = load_prepared(layout.prepared)
+    teachers = _Teachers(params, data, layout)
+    names = [name for name in params.students.rows if name not in params.students.self_taught]
+    plans = [_plan(name, params, data, teachers) for name in names]
+    pending = [plan for plan in plans if not _is_finished(plan, layout)]
+    print(f"{len(pending)} of {len(names)} students to train: {', '.join(plan.name for plan in pending) or 'none'}")
+    with ExitStack() as stack:
+        tracked = {plan.name: stack.enter_context(_tracked(root, plan, params.views)) for plan in pending}
+        train_side_by_side([Lesson(job, plan.work, tracked[plan.name]) for plan in pending for job in plan.jobs])
+    print("the stages take over from here: dvc repro")
+
+
+def _plan(name: str, params: DistillParams, data: PreparedData, teachers: _Teachers) -> Plan:
+    student = params.students.row(name)
+    answers, lineage = teachers.of(student)
+    jobs = tuple(_job(name, student, seed, data, params.views, answers, lineage) for seed in student.seeds)
+    work = teachers.layout.work("distill") / fingerprint({"jobs": [job.fingerprint for job in jobs]})[:16]
+    return Plan(name, student.model_dump(mode="json", exclude_none=True), jobs, work, lineage)
+
+
+@contextmanager
+def _tracked(root: Path, plan: Plan, views: ViewSettings) -> Generator[Run]:
+    with tracked_training(root, plan.name, stage="distill", work=plan.work, lineage=plan.lineage) as tracked:
+        tracked.log_params({"student": plan.name, **plan.settings, "views": views.model_dump(mode="json")})
+        track_data(tracked, plan.jobs[0].manifest)
+        yield tracked
+
+
+def _is_finished(plan: Plan, layout: Layout) -> bool:
+    """Whether the last run of its stage left exactly these jobs' results."""
+    path = layout.results(plan.name) / "training.json"
+    if not path.is_file():
+        return False
+    seeds = read_json(path, made_by="distill")["seeds"]
+    return [seed["fingerprint"] for seed in seeds] == [job.fingerprint for job in plan.jobs]
+
+
+class _Teachers:
+    """Who teaches which student; each teacher is loaded once."""
+
+    def __init__(self, params: DistillParams, data: PreparedData, layout: Layout) -> None:
+        self.params, self.data, self.layout = params, data, layout
+        self._stored: StoredTeacher | None = None
+        self._online: dict[Path, tuple[OnlineTeacher, str]] = {}
+
+    def of(self, student: Student) -> tuple[TeacherAnswers | None, Lineage]:
+        """Where this student's teacher answers come from, and the hashes of what it learns from.
+
+        Raises:
+            ParamsError: the row needs a teacher, and params.yaml says that there is none.
+        """
+        lineage = {"data_fingerprint": self.data.manifest.fingerprint}
+        if isinstance(student, TeacherFreeStudent):
+            return None, lineage
+        if isinstance(student, SelfTaughtStudent):
+            first_seed = self.params.students.row(student.teacher).seeds[0]
+            return self._asked(self.layout.trained(student.teacher, first_seed, "best"), student, lineage)
+        if is_absent(self.layout.teacher):
+            raise ParamsError(
+                "this student learns from a teacher, and params.yaml says teacher: null; give it a teacher, or move "
+                "the row to students.teacher_free or students.self_taught"
+            )
+        stored = read_manifest(self.layout.teacher_logits)
+        if not stored.enabled or not isinstance(student.method, TeacherMethod):
+            return self._asked(self.layout.teacher, student, lineage)
+        sha256 = load_card(self.layout.teacher).saved_sha256
+        lineage |= {"teacher_sha256": sha256, "teacher_logits_sha256": stored.sha256}
+        if self._stored is None:
+            data_fingerprint = self.data.manifest.fingerprint
+            expected = {"teacher_sha256": sha256, "data_fingerprint": data_fingerprint, "views": self.params.views}
+            self._stored = open_teacher_logits(self.layout.teacher_logits, stored.model_copy(update=expected))
+        return self._stored, lineage
+
+    def _asked(self, folder: Path, student: Student, lineage: Lineage) -> tuple[TeacherAnswers, Lineage]:
+        if folder not in self._online:
+            network, card = load_model(folder)
+            placed = place(network, resolve_device(student.train.device))
+            self._online[folder] = OnlineTeacher(placed), card.saved_sha256
+        teacher, sha256 = self._online[folder]
+        return teacher, {**lineage, "teacher_sha256": sha256}
 
 
 def _job(
     name: str,
-    student: DistilledStudent | TeacherFreeStudent,
+    student: Student,
     seed: int,
     data: PreparedData,
     views: ViewSettings,

@@ -20,6 +20,7 @@ from compress.files import read_json, write_json
 from compress.runtime import load_predictor
 from compress.settings import PositiveInt, Settings
 from compress.types import ImageArray, LabelArray, LogitArray
+from pipelines.absence import is_absent
 from pipelines.layout import TEACHER, Layout
 from pipelines.params import load_params
 from pipelines.samples import sample_images
@@ -64,30 +65,47 @@ def run(root: Path, name: str) -> None:
     """Score every seed's file on validation and test, time the shipped one beside the teacher's, record it all."""
     layout = Layout(root)
     settings = load_params(EvaluateParams, layout.params).evaluate
+    has_teacher = not is_absent(layout.exported(TEACHER))
+    if name == TEACHER and not has_teacher:
+        _leave_absence(layout.results(TEACHER))
+        return
     data = load_prepared(layout.prepared)
     export = read_json(layout.exported(name) / "export.json", made_by="export")
     results = [_score(layout.exported(name) / file["file"], file["seed"], data, settings) for file in export["files"]]
     shipped = next(result for result in results if result.seed == export["shipped"]["seed"])
-    teacher = None if name == TEACHER else _teacher(layout)
-    timings = _time(layout, sorted({name, TEACHER}), data, settings.benchmark)
+    timings = _time(layout, sorted({name, TEACHER} if has_teacher else {name}), data, settings.benchmark)
     metrics = {
         **_accuracy(shipped, results),
-        **({} if teacher is None else _beside_teacher(shipped, teacher)),
-        **_speed(timings[name], timings[TEACHER]),
+        **(_beside_teacher(shipped, _teacher(layout)) if has_teacher and name != TEACHER else {}),
+        **_speed(timings[name]),
+        **(_speedup(timings[name], timings[TEACHER]) if has_teacher else {}),
         "size_mb": export["shipped"]["size_bytes"] / 1e6,
         "parameters_m": export["shipped"]["num_parameters"] / 1e6,
         "mflops": export["shipped"]["flops"] / 1e6,
     }
     folder = layout.results(name)
     np.save(folder / "logits.npy", shipped.test_logits)
-    _write_confusion(folder / "confusion.csv", data, shipped.test_logits)
+    names, labels = data.manifest.classes, data.split("test").labels
+    answers = shipped.test_logits.argmax(axis=1)
+    _write_confusion(
+        folder / "confusion.csv", [(names[label], names[answer]) for label, answer in zip(labels, answers, strict=True)]
+    )
     write_json(folder / "evaluation.json", {"metrics": metrics})
     write_json(folder / "details.json", _details(data, results, timings, settings))
     _track(layout, name, export["shipped"], metrics, example=sample_images(data.split("validation"), 1))
     print(
         f"{name}: test accuracy {metrics['accuracy_top1']:.2%} on {shipped.test.num_images} images, "
-        f"{metrics['latency_ms_p50']:.3f} ms per image, {metrics['speedup']:.1f}x the teacher's speed"
+        f"{metrics['latency_ms_p50']:.3f} ms per image"
+        + (f", {metrics['speedup']:.1f}x the teacher's speed" if has_teacher else "")
     )
+
+
+def _leave_absence(folder: Path) -> None:
+    """What DVC expects of this stage, with nothing in it."""
+    np.save(folder / "logits.npy", np.zeros((0, 0), dtype=np.float32))
+    _write_confusion(folder / "confusion.csv", ())
+    write_json(folder / "evaluation.json", {"metrics": {}})
+    write_json(folder / "details.json", {})
 
 
 def _track(
@@ -156,8 +174,8 @@ def _beside_teacher(shipped: SeedResult, teacher: Reference) -> dict[str, float]
     }
 
 
-def _speed(student: Timings, teacher: Timings) -> dict[str, float]:
-    """Latency at the smallest batch, throughput at the largest; both measured in one run with the teacher."""
+def _speed(student: Timings) -> dict[str, float]:
+    """Latency at the smallest batch, throughput at the largest."""
     small, large = min(student), max(student)
     return {
         "latency_ms_p50": student[small].latency_ms_p50,
@@ -165,6 +183,13 @@ def _speed(student: Timings, teacher: Timings) -> dict[str, float]:
         f"latency_ms_p50_batch{large}": student[large].latency_ms_p50,
         f"latency_ms_p95_batch{large}": student[large].latency_ms_p95,
         "images_per_second": student[large].images_per_second,
+    }
+
+
+def _speedup(student: Timings, teacher: Timings) -> dict[str, float]:
+    """How many times faster than the teacher; both were measured in one run."""
+    small, large = min(student), max(student)
+    return {
         "speedup": teacher[small].latency_ms_p50 / student[small].latency_ms_p50,
         f"speedup_batch{large}": teacher[large].latency_ms_p50 / student[large].latency_ms_p50,
     }
@@ -208,11 +233,9 @@ def _processor() -> str:
     )
 
 
-def _write_confusion(path: Path, data: PreparedData, logits: LogitArray) -> None:
+def _write_confusion(path: Path, rows: Sequence[tuple[str, str]]) -> None:
     """One line per test image, as DVC's confusion template wants it."""
-    names = data.manifest.classes
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("actual", "predicted"))
-        for label, answer in zip(data.split("test").labels, logits.argmax(axis=1), strict=True):
-            writer.writerow((names[label], names[answer]))
+        writer.writerows(rows)

@@ -16,6 +16,7 @@ from compress.parity import Parity, assert_parity
 from compress.runtime import OnnxPredictor, load_predictor
 from compress.settings import Settings
 from compress.torch_predictor import TorchPredictor
+from pipelines.absence import is_absent, leave_note
 from pipelines.layout import TEACHER, Layout
 from pipelines.params import load_params
 from pipelines.samples import sample_images
@@ -37,6 +38,9 @@ def run(root: Path, name: str) -> None:
     """
     layout = Layout(root)
     settings = load_params(ExportParams, layout.params).export
+    if name == TEACHER and is_absent(layout.teacher):
+        leave_note(layout.exported(TEACHER))
+        return
     training = read_json(layout.results(name) / "training.json", made_by="teacher" if name == TEACHER else "distill")
     images = sample_images(load_prepared(layout.prepared).split("validation"), settings.num_parity_images)
     files: list[dict[str, Any]] = []

@@ -59,13 +59,17 @@ def training_progress(
             num_seen += 1
             bar.update(task, completed=report.epoch * num_images)
             left = (time.monotonic() - started) / num_seen * (num_epochs - report.epoch)
-            line = (
-                f"{label}: epoch {report.epoch}/{num_epochs}  loss {report.train_loss:.4f}  "
-                f"validation {report.validation_accuracy_top1:.2%}  {report.images_per_second:.0f} images/s  "
-                f"{left:.0f} s left"
-            )
+            line = f"{epoch_line(label, report, num_epochs)}  {left:.0f} s left"
             if bar.disable:
                 print(line, flush=True)
             else:
                 bar.console.print(line, highlight=False)
             yield report
+
+
+def epoch_line(label: str, report: EpochReport, num_epochs: int) -> str:
+    """One finished epoch in words."""
+    return (
+        f"{label}: epoch {report.epoch}/{num_epochs}  loss {report.train_loss:.4f}  "
+        f"validation {report.validation_accuracy_top1:.2%}  {report.images_per_second:.0f} images/s"
+    )

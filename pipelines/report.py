@@ -38,8 +38,10 @@ def table_of(summary: dict[str, Any]) -> Table:
     table = Table(*COLUMNS, box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
-    best = summary["teacher"]["accuracy_top1"]
-    table.add_row(*_cells(summary["teacher"], best), "", "teacher", style="dim")
+    teacher = summary["teacher"]
+    best = None if teacher is None else teacher["accuracy_top1"]
+    if teacher is not None:
+        table.add_row(*_cells(teacher, best), "", "teacher", style="dim")
     for student in summary["students"]:
         mark = "champion" if student["champion"] else ""
         style = "bold green" if student["champion"] else ""
@@ -47,18 +49,18 @@ def table_of(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _cells(row: dict[str, Any], teacher_accuracy: float) -> list[str]:
+def _cells(row: dict[str, Any], teacher_accuracy: float | None) -> list[str]:
     accuracy = f"{row['accuracy_top1_mean']:.2%}"
     if row["num_seeds"] > 1:
         accuracy += f" ± {row['accuracy_top1_std']:.2%}"
-    is_teacher = row["name"] == TEACHER
+    alone = row["name"] == TEACHER or teacher_accuracy is None
     return [
         row["name"],
         row["method"],
         f"{row['num_parameters']:,}",
         accuracy,
-        "" if is_teacher else f"{teacher_accuracy - row['accuracy_top1_mean']:+.2%}",
+        "" if alone else f"{teacher_accuracy - row['accuracy_top1_mean']:+.2%}",
         f"{row['size_mb']:.3f} MB",
         f"{row['latency_ms_p50']:.3f} ms",
-        "" if is_teacher else f"{row['speedup']:.1f}x",
+        "" if alone else f"{row['speedup']:.1f}x",
     ]

@@ -19,7 +19,8 @@ class AllParams(Settings):
 
     data: DataSettings
     views: ViewSettings = ViewSettings()
-    teacher: TeacherSettings
+    teacher: TeacherSettings | None
+    """null: there is no teacher, and every student learns alone or from another student."""
     teacher_logits: TeacherLogitsSettings = TeacherLogitsSettings()
     students: StudentsSettings
     export: ExportSettings = ExportSettings()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from compress.data.prepared import load_prepared
 from compress.deploy import write_deploy_folder
@@ -15,6 +15,7 @@ from compress.files import read_json, write_json
 from compress.model_card import DeployFacts, TeacherFacts
 from compress.select import Candidate, Constraints, Selection, select
 from compress.settings import Settings
+from pipelines.absence import is_absent
 from pipelines.layout import TEACHER, Layout
 from pipelines.params import load_params
 from pipelines.reports import write_reports
@@ -41,8 +42,14 @@ SHOWN_ON_CARD = (
 class StudentNames(Settings):
     """The rows, of which this stage reads only the names: a row's settings are the business of earlier stages."""
 
-    distilled: dict[str, dict[str, JsonValue]]
-    teacher_free: dict[str, dict[str, JsonValue]]
+    distilled: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    composed: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    teacher_free: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    self_taught: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.distilled, *self.composed, *self.teacher_free, *self.self_taught)
 
 
 class SelectParams(Settings):
@@ -62,8 +69,8 @@ def run(root: Path) -> None:
     """
     layout = Layout(root)
     params = load_params(SelectParams, layout.params)
-    names = [*params.students.distilled, *params.students.teacher_free]
-    teacher = _row(layout, TEACHER)
+    names = params.students.names
+    teacher = None if is_absent(layout.exported(TEACHER)) else _row(layout, TEACHER)
     rows = [_row(layout, name) for name in names]
     table: dict[str, Any] = {
         "constraints": params.select.model_dump(mode="json"),
@@ -80,9 +87,9 @@ def run(root: Path) -> None:
     )
     champion = next(row for row in students if row["champion"])
     write_json(layout.champion, champion)
-    write_reports(layout, [teacher], students)
+    write_reports(layout, [] if teacher is None else [teacher], students)
     _deploy(layout, champion, selection.reason, teacher)
-    _tell_tracker(root, [TEACHER, *names], selection.champion)
+    _tell_tracker(root, list(names) if teacher is None else [TEACHER, *names], selection.champion)
 
 
 def _row(layout: Layout, name: str) -> dict[str, Any]:
@@ -94,7 +101,7 @@ def _row(layout: Layout, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "form": shipped["form"],
-        "method": settings["method"]["name"] if "train" in settings else "loaded",
+        "method": method_label(settings["method"]) if "train" in settings else "loaded",
         "model": settings["model"],
         "seeds": [seed["seed"] for seed in training["seeds"]],
         "num_seeds": len(training["seeds"]),
@@ -115,8 +122,17 @@ def _candidate(row: dict[str, Any]) -> Candidate:
         accuracy_test=row["accuracy_top1"],
         latency_ms=row["latency_ms_p50"],
         size_bytes=row["size_bytes"],
-        drop=row["gap_to_teacher_validation"],
+        drop=row.get("gap_to_teacher_validation"),
     )
+
+
+def method_label(method: dict[str, Any]) -> str:
+    """A method in a table: its name, with the names of the methods it is made of."""
+    parts = [method[key] for key in ("method", "logits") if key in method] + list(method.get("features", ()))
+    inner = "+".join(method_label(part) for part in parts)
+    if method["name"] == "combination":
+        return inner
+    return f"{method['name']}({inner})" if inner else str(method["name"])
 
 
 def _ranked(rows: list[dict[str, Any]], selection: Selection | None) -> list[dict[str, Any]]:
@@ -133,7 +149,7 @@ def _ranked(rows: list[dict[str, Any]], selection: Selection | None) -> list[dic
     return sorted(marked, key=lambda row: (not row["champion"], -row["accuracy_top1_validation"], row["name"]))
 
 
-def _deploy(layout: Layout, champion: dict[str, Any], reason: str, teacher: dict[str, Any]) -> None:
+def _deploy(layout: Layout, champion: dict[str, Any], reason: str, teacher: dict[str, Any] | None) -> None:
     """Write the folder that is shipped; its example images are of validation, which training never saw."""
     data = load_prepared(layout.prepared)
     manifest = data.manifest
@@ -155,7 +171,9 @@ def _deploy(layout: Layout, champion: dict[str, Any], reason: str, teacher: dict
         machine=f"{machine['processor']}, {machine['threads']} thread(s), {machine['runtime']}",
         data=f"{manifest.source['name']}: {len(manifest.classes)} classes; images: {sizes}",
         preprocessing=manifest.preprocessing.model_dump(mode="json"),
-        teacher=TeacherFacts(
+        teacher=None
+        if teacher is None
+        else TeacherFacts(
             architecture=teacher["model"],
             accuracy_test=teacher["accuracy_top1"],
             latency_ms=details["timings"][TEACHER][0]["latency_ms_p50"],

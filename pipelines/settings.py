@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from compress.errors import ParamsError
-from compress.methods import CrossEntropy, WithoutTeacher, WithTeacher
+from compress.methods import Composed, CrossEntropy, LogitMethod, WithoutTeacher
 from compress.models import ModelSource
 from compress.settings import Fraction, NonNegativeInt, Settings
 from compress.train import TrainSettings
@@ -48,9 +48,15 @@ class StudentSettings(Settings):
 
 
 class DistilledStudent(StudentSettings):
-    """A student that learns from the teacher."""
+    """A student that learns from the teacher's logits."""
 
-    method: WithTeacher
+    method: LogitMethod
+
+
+class ComposedStudent(StudentSettings):
+    """A student that learns from the teacher by a method made of parts: features, or other methods."""
+
+    method: Composed
 
 
 class TeacherFreeStudent(StudentSettings):
@@ -59,19 +65,40 @@ class TeacherFreeStudent(StudentSettings):
     method: WithoutTeacher
 
 
-class StudentsSettings(Settings):
-    """Named students to compare, one row each."""
+class SelfTaughtStudent(StudentSettings):
+    """A student that learns from another student, such as its own kind trained alone before."""
 
-    distilled: dict[str, DistilledStudent]
-    """Rows that learn from the teacher; {} for none."""
-    teacher_free: dict[str, TeacherFreeStudent]
-    """Rows trained without it, the baselines among them; {} for none."""
+    teacher: str
+    """Name of the row whose network teaches: the best epoch of its first seed."""
+    method: LogitMethod
+
+
+Student = DistilledStudent | ComposedStudent | TeacherFreeStudent | SelfTaughtStudent
+GROUPS = ("distilled", "composed", "teacher_free", "self_taught")
+
+
+class StudentsSettings(Settings):
+    """Named students to compare, one row each, in groups that differ in what they depend on."""
+
+    distilled: dict[str, DistilledStudent] = Field(default_factory=dict)
+    """Rows that learn from the teacher's logits."""
+    composed: dict[str, ComposedStudent] = Field(default_factory=dict)
+    """Rows that learn from the teacher's features, or by several methods at once."""
+    teacher_free: dict[str, TeacherFreeStudent] = Field(default_factory=dict)
+    """Rows trained without a teacher, the baselines among them."""
+    self_taught: dict[str, SelfTaughtStudent] = Field(default_factory=dict)
+    """Rows that learn from another row."""
+
+    @property
+    def rows(self) -> dict[str, Student]:
+        """All students by name."""
+        return {**self.distilled, **self.composed, **self.teacher_free, **self.self_taught}
 
     @model_validator(mode="after")
     def _names_are_usable(self) -> Self:
-        names = [*self.distilled, *self.teacher_free]
+        names = [*self.distilled, *self.composed, *self.teacher_free, *self.self_taught]
         if not names:
-            raise ValueError("no students; add a row under students.distilled or students.teacher_free")
+            raise ValueError(f"no students; add a row under students.{' or students.'.join(GROUPS)}")
         for name in names:
             if not SLUG.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a student; use lower-case letters, digits and _")
@@ -80,13 +107,28 @@ class StudentsSettings(Settings):
                 raise ValueError(f"{name!r} is taken; every student needs a name of its own, and not {TEACHER!r}")
         return self
 
-    def row(self, name: str) -> DistilledStudent | TeacherFreeStudent:
+    @model_validator(mode="after")
+    def _self_taught_students_have_teachers(self) -> Self:
+        for name, student in self.self_taught.items():
+            seen = [name]
+            while student.teacher not in seen and student.teacher in self.self_taught:
+                seen.append(student.teacher)
+                student = self.self_taught[student.teacher]
+            if student.teacher in seen:
+                raise ValueError(f"self_taught.{name}: its teachers form a circle: {' -> '.join(seen)}")
+            if student.teacher not in self.rows:
+                raise ValueError(
+                    f"self_taught.{seen[-1]}.teacher: no student {student.teacher!r}; there are "
+                    f"{', '.join(row for row in self.rows if row != name)}"
+                )
+        return self
+
+    def row(self, name: str) -> Student:
         """One student's settings.
 
         Raises:
             ParamsError: there is no such student.
         """
-        rows = {**self.distilled, **self.teacher_free}
-        if name not in rows:
-            raise ParamsError(f"no student {name!r} in params.yaml; there are {', '.join(rows)}")
-        return rows[name]
+        if name not in self.rows:
+            raise ParamsError(f"no student {name!r} in params.yaml; there are {', '.join(self.rows)}")
+        return self.rows[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.artifact import save_model
+from compress.batches import TrainingData
 from compress.data.prepared import PreparedData, load_prepared
 from compress.data.view_schedule import ViewSettings
 from compress.device import place, resolve_device
@@ -16,19 +17,19 @@ from compress.files import write_json
 from compress.fingerprint import fingerprint
 from compress.models import check_classes, source_classes
 from compress.settings import Settings
-from compress.train import EpochReport, TrainingData, TrainSettings, validate
+from compress.train import EpochReport, TrainSettings, validate
+from pipelines.absence import leave_note
 from pipelines.layout import TEACHER, Layout
 from pipelines.params import load_params
 from pipelines.settings import TeacherSettings
+from pipelines.trained import Trained, write_training_files
 from pipelines.training import (
     Job,
-    Trained,
     build_for,
     card_of,
     track_data,
     tracked_training,
     train,
-    write_training_files,
 )
 
 
@@ -36,17 +37,20 @@ class TeacherParams(Settings):
     """Sections that this stage reads."""
 
     views: ViewSettings = ViewSettings()
-    teacher: TeacherSettings
+    teacher: TeacherSettings | None
 
 
 def run(root: Path) -> None:
-    """Leave the teacher's artifact with its validation accuracy.
+    """Leave the teacher's artifact with its validation accuracy, or a note that there is no teacher.
 
     Raises:
         ModelError: it does not fit the data, or is less accurate than `teacher.min_accuracy`.
     """
     layout = Layout(root)
     params = load_params(TeacherParams, layout.params)
+    if params.teacher is None:
+        _leave_absence(layout)
+        return
     teacher, data = params.teacher, load_prepared(layout.prepared)
     lineage = {"data_fingerprint": data.manifest.fingerprint}
     settings: dict[str, Any] = teacher.model_dump(mode="json", exclude_none=True)
@@ -67,6 +71,13 @@ def run(root: Path) -> None:
     write_training_files(layout.results(TEACHER), [trained], facts)
     write_json(layout.run(TEACHER), {"run_id": tracked.id})
     shutil.rmtree(work)
+
+
+def _leave_absence(layout: Layout) -> None:
+    leave_note(layout.teacher)
+    write_training_files(layout.results(TEACHER), [], {"student": None, "stage": "teacher"})
+    write_json(layout.run(TEACHER), {"run_id": None})
+    print("teacher: none in params.yaml; nothing to do")
 
 
 def _job(teacher: TeacherSettings, settings: TrainSettings, data: PreparedData, views: ViewSettings) -> Job:

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import csv
-import inspect
 import time
+from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import JsonValue
 
-import compress.data.counter_hash
-import compress.data.decoding
-import compress.data.prepared
-import compress.data.preprocessing
-import compress.data.view_schedule
-import compress.data.views
-import compress.methods.base
-import compress.optimization
-import compress.train
 from compress.artifact import ModelCard, save_model
+from compress.batches import TrainingData
 from compress.checkpoint import CheckpointFolder
 from compress.data.manifest import Manifest
 from compress.files import read_json, write_json
-from compress.fingerprint import fingerprint, fingerprint_of_files
-from compress.methods import TeacherFreeMethod, TeacherMethod
+from compress.fingerprint import fingerprint
+from compress.methods import Method
 from compress.models import ModelSource, Network, Statistics, build_network, count_flops, count_parameters
 from compress.teacher_logits import TeacherAnswers
-from compress.train import EpochReport, TrainingData, TrainingState, TrainSettings, new_training_state, train_epochs
-from pipelines.progress import training_progress
+from compress.train import (
+    EpochReport,
+    Trainee,
+    TrainingState,
+    TrainSettings,
+    new_training_state,
+    train_epochs,
+    train_together,
+)
+from pipelines.code import code_fingerprint
+from pipelines.progress import epoch_line, training_progress
 from pipelines.tracking import Run, track
-
-HISTORY_COLUMNS = ("seed", *EpochReport._fields)
-
+from pipelines.trained import Trained
 
 Lineage = dict[str, str]
 """Hashes of what a network was made from, by name."""
@@ -50,7 +46,7 @@ class Job:
 
     label: str
     model: ModelSource
-    method: TeacherMethod | TeacherFreeMethod
+    method: Method
     settings: TrainSettings
     seed: int
     data: TrainingData
@@ -71,33 +67,11 @@ class Job:
                 "views": self.data.views.model_dump(mode="json"),
                 "lineage": dict(self.lineage),
                 "seed": self.seed,
-                "code": code_fingerprint(type(self.method)),
+                "code": code_fingerprint(self.method),
                 "torch": torch.__version__,
                 "threads": self.settings.threads or torch.get_num_threads(),
             }
         )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training run."""
-
-    seed: int
-    history: tuple[EpochReport, ...]
-    train_seconds: float
-    last: EpochReport
-    best: EpochReport
-    fingerprint: str
-
-    def summary(self) -> dict[str, JsonValue]:
-        """What training.json says about it."""
-        return {
-            "seed": self.seed,
-            "train_seconds": round(self.train_seconds, 3),
-            "fingerprint": self.fingerprint,
-            "last": _summary(self.last),
-            "best": _summary(self.best),
-        }
 
 
 def train(job: Job, *, work: Path, folders: Mapping[str, Path], run: Run) -> Trained:
@@ -105,32 +79,91 @@ def train(job: Job, *, work: Path, folders: Mapping[str, Path], run: Run) -> Tra
 
     `folders` says where `last` and `best` go. `work` holds the checkpoints, which stay until the caller removes them.
     """
-    checkpoints = CheckpointFolder(work, job.fingerprint)
-    with checkpoints.locked():
-        with torch.random.fork_rng():
-            torch.manual_seed(job.seed)
-            network = build_for(job.model, job.manifest, replace_head=True)
-        state = new_training_state(network, job.settings)
-        seconds = _resume_(state, checkpoints)
-        if state.epoch:
-            print(f"{job.label}: continuing after epoch {state.epoch}/{job.settings.epochs}", flush=True)
-        started = time.monotonic() - seconds
-        reports = train_epochs(state, job.method, job.data, settings=job.settings, seed=job.seed, teacher=job.teacher)
+    with _opened(Lesson(job, work, run)) as opened:
+        state, settings = opened.state, job.settings
+        reports = train_epochs(state, job.data, settings=settings, seed=job.seed)
         for report in training_progress(
-            reports, label=job.label, num_epochs=job.settings.epochs, num_images=len(job.data.train)
+            reports, label=job.label, num_epochs=settings.epochs, num_images=len(job.data.train)
         ):
-            checkpoints.save(report.epoch, state.state_dict() | {"train_seconds": time.monotonic() - started})
-            run.log_epoch(report.epoch, epoch_metrics(report), seed=job.curve_seed)
+            opened.keep(report)
         trained = Trained(
             seed=job.seed,
             history=tuple(state.history),
-            train_seconds=time.monotonic() - started,
+            train_seconds=opened.seconds,
             last=state.history[-1],
             best=state.history[state.best_epoch - 1],
             fingerprint=job.fingerprint,
         )
         _save(job, state, trained, folders)
     return trained
+
+
+class Lesson(NamedTuple):
+    """A job with the places where its training is noted."""
+
+    job: Job
+    work: Path
+    """Folder for checkpoints."""
+    run: Run
+
+
+def train_side_by_side(lessons: Sequence[Lesson]) -> None:
+    """Train to checkpoints of the last epoch; lessons that can share batches share them, the others follow."""
+    groups: dict[Any, list[Lesson]] = defaultdict(list)
+    for lesson in lessons:
+        settings = lesson.job.settings
+        groups[lesson.job.seed, settings.batch_size, settings.mixing, settings.device, settings.threads].append(lesson)
+    for group in groups.values():
+        with ExitStack() as stack:
+            opened = [stack.enter_context(_opened(lesson)) for lesson in group]
+            trainees = [Trainee(each.state, each.lesson.job.settings) for each in opened]
+            job = group[0].job
+            for number, report in train_together(trainees, job.data, seed=job.seed):
+                if isinstance(report, EpochReport):
+                    print(
+                        epoch_line(opened[number].lesson.job.label, report, trainees[number].settings.epochs),
+                        flush=True,
+                    )
+                    opened[number].keep(report)
+
+
+@dataclass
+class _Opened:
+    """A training under way: its state, and the folder that nobody else may train in meanwhile."""
+
+    lesson: Lesson
+    state: TrainingState
+    checkpoints: CheckpointFolder
+    started: float
+    """On the monotonic clock, earlier sessions' time included."""
+
+    @property
+    def seconds(self) -> float:
+        """Trained so far."""
+        return time.monotonic() - self.started
+
+    def keep(self, report: EpochReport) -> None:
+        """Write the checkpoint of an epoch and tell the tracker."""
+        self.checkpoints.save(report.epoch, self.state.state_dict() | {"train_seconds": self.seconds})
+        self.lesson.run.log_epoch(report.epoch, epoch_metrics(report), seed=self.lesson.job.curve_seed)
+
+
+@contextmanager
+def _opened(lesson: Lesson) -> Generator[_Opened]:
+    """The newest checkpoint of a job, or its beginning."""
+    job = lesson.job
+    checkpoints = CheckpointFolder(lesson.work, job.fingerprint)
+    with checkpoints.locked():
+        with torch.random.fork_rng():
+            torch.manual_seed(job.seed)
+            network = build_for(job.model, job.manifest, replace_head=True)
+            state = new_training_state(network, job.method, job.data, settings=job.settings, teacher=job.teacher)
+        seconds = _resume_(state, checkpoints)
+        if state.epoch:
+            print(f"{job.label}: continuing after epoch {state.epoch}/{job.settings.epochs}", flush=True)
+        else:
+            print(f"{job.label}: {job.data.views.describe(job.settings.epochs)}", flush=True)
+        yield _Opened(lesson, state, checkpoints, time.monotonic() - seconds)
 
 
 @contextmanager
@@ -163,34 +196,6 @@ def epoch_metrics(report: EpochReport) -> dict[str, float]:
         "learning_rate": report.learning_rate,
         "images_per_second_train": report.images_per_second,
     }
-
-
-def write_training_files(folder: Path, runs: Sequence[Trained], facts: Mapping[str, Any]) -> None:
-    """Leave training.json and history.csv: settings, one summary per seed, one row per epoch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "training.json", {**facts, "seeds": [run.summary() for run in runs]})
-    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HISTORY_COLUMNS)
-        for run in runs:
-            writer.writerows((run.seed, *(round(value, 6) for value in report)) for report in run.history)
-
-
-def code_fingerprint(method: type) -> str:
-    """Hash of the source files that decide what training computes."""
-    modules: list[ModuleType] = [
-        compress.train,
-        compress.optimization,
-        compress.data.counter_hash,
-        compress.data.decoding,
-        compress.data.prepared,
-        compress.data.preprocessing,
-        compress.data.view_schedule,
-        compress.data.views,
-        compress.methods.base,
-    ]
-    files = [Path(inspect.getfile(module)) for module in modules]
-    return fingerprint_of_files([*files, Path(inspect.getfile(method))])
 
 
 def _resume_(state: TrainingState, checkpoints: CheckpointFolder) -> float:
@@ -253,11 +258,3 @@ def _save(job: Job, state: TrainingState, trained: Trained, folders: Mapping[str
         card = card_of(job.model, network, job.manifest, report=report, identity=job.fingerprint, lineage=job.lineage)
         training = {"method": job.method.model_dump(mode="json"), **job.settings.model_dump(mode="json")}
         save_model(folder, network, card.model_copy(update={"training": training, "seed": job.seed}))
-
-
-def _summary(report: EpochReport) -> dict[str, JsonValue]:
-    return {
-        "epoch": report.epoch,
-        "accuracy_top1_validation": round(report.validation_accuracy_top1, 6),
-        "loss_validation": round(report.validation_loss, 6),
-    }

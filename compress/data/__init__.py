@@ -50,6 +50,9 @@ class DataSettings(Settings):
     """Part of the images carved out for validation where the source brings no validation split."""
     test_fraction: CarvedFraction = 0.2
     """Part of the images carved out for test where the source brings no test split."""
+    max_train_images_per_class: PositiveInt | None = None
+    """At most so many train images of each class, chosen by `seed`: for a first try, or to see what more data brings.
+    Validation and test stay as they are."""
     stratify: bool = True
     """Carve from each class alike, so that every class is in every split. Off: one random draw over all images."""
     duplicates: Literal["report", "drop_from_train"] = "report"
@@ -58,7 +61,7 @@ class DataSettings(Settings):
     max_skipped_fraction: Fraction = 0.0
     """Part of all images that may be unreadable; they are listed and skipped. More are an error."""
     seed: NonNegativeInt = 0
-    """Chooses the images that are carved out."""
+    """Chooses the images that are carved out, and those that max_train_images_per_class keeps."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> "DataSettings":

@@ -6,11 +6,15 @@ OOPSLA 2014); numpy's generators need a new state for each image, which costs a 
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
-from jaxtyping import Float64, Integer, UInt64
+from jaxtyping import Float64, Integer, UInt16, UInt64
 
 _GOLDEN = np.array(0x9E3779B97F4A7C15, dtype=np.uint64)
 _MASK = (1 << 64) - 1
+_NORMAL = NormalDist()
+_SMALLEST_DRAW = 2.0**-54  # half a step of `uniforms`: where zero counts as when infinity is no answer
 
 Keys = UInt64[np.ndarray, "..."]
 Counters = Integer[np.ndarray, "..."]
@@ -37,3 +41,19 @@ def seed_key(seed: int) -> Keys:
 def uniforms(keys: Keys) -> Uniforms:
     """Numbers in [0, 1) from the upper 53 bits of keys."""
     return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def uniform_rows(keys: UInt64[np.ndarray, " B"], num_draws: int) -> Float64[np.ndarray, "B draws"]:
+    """Numbers in [0, 1) for each key, of the counters 0..num_draws - 1."""
+    return uniforms(combine(keys[:, None], np.arange(num_draws)))
+
+
+def standard_normal(draw: float) -> float:
+    """The number that a normal distribution of mean 0 and deviation 1 exceeds with probability 1 - draw."""
+    return _NORMAL.inv_cdf(max(draw, _SMALLEST_DRAW))
+
+
+def random_shorts(key: UInt64[np.ndarray, " 1"], count: int) -> UInt16[np.ndarray, " count"]:
+    """Numbers 0..65535, four from every hashed counter; lowest bits first on every machine."""
+    numbers = combine(key, np.arange(-(-count // 4)))
+    return numbers.astype("<u8").view("<u2")[:count].astype(np.uint16, copy=False)

@@ -35,7 +35,7 @@ class Content(NamedTuple):
 
 @dataclass(frozen=True)
 class Assignment:
-    """Places of the images of each split, ascending; together with the dropped ones, every image once."""
+    """Places of the images of each split, ascending, no image twice."""
 
     members: dict[SplitName, tuple[int, ...]]
     dropped: tuple[int, ...]
@@ -79,7 +79,8 @@ def assign_splits(contents: Sequence[Content], classes: Sequence[str], *, settin
     missing: dict[SplitName, float] = {name: fraction for name, fraction in fractions.items() if not given[name]}
     carved = _carve(pool, contents, classes=classes, missing=missing, settings=settings)
     taken = {place for places in carved.values() for place in places}
-    given["train"] = [place for place in pool if place not in taken]
+    train = [place for place in pool if place not in taken]
+    given["train"] = _thinned(train, contents, settings=settings)
     members: dict[SplitName, tuple[int, ...]] = {
         name: tuple(sorted(carved.get(name, given[name]))) for name in SPLIT_NAMES
     }
@@ -112,6 +113,16 @@ def _carve(
                 taken += order.pop(0)
             carved[name] += taken
     return carved
+
+
+def _thinned(train: Sequence[int], contents: Sequence[Content], *, settings: DataSettings) -> list[int]:
+    """At most so many of each class as the settings allow; a larger number keeps all that a smaller one kept."""
+    if settings.max_train_images_per_class is None:
+        return list(train)
+    classes: dict[int, list[int]] = defaultdict(list)
+    for place in sorted(train, key=lambda place: (_draw([place], contents, seed=settings.seed), place)):
+        classes[contents[place].label].append(place)
+    return [place for places in classes.values() for place in places[: settings.max_train_images_per_class]]
 
 
 def _copies(pool: Iterable[int], contents: Sequence[Content]) -> dict[bytes, list[int]]:

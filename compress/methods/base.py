@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.settings import Fraction, Settings
-from compress.types import Answer, LabelArray, Labels, Logits, LossTerms, Scalar
+from compress.types import Answer, Features, LabelArray, Labels, Logits, LossTerms, Scalar
 
 
 class TeacherMethod(Settings, ABC):
@@ -63,6 +63,21 @@ class FeatureShapes(NamedTuple):
     """The same of the map that is pooled."""
     class_tokens: tuple[int, ...]
     """Length of each class token."""
+
+
+def shapes_of(features: Features) -> FeatureShapes:
+    """The sizes of features that a network showed for a batch of any size."""
+
+    def size(feature_map: Tensor) -> tuple[int, int, int]:
+        _, channels, height, width = feature_map.shape
+        return channels, height, width
+
+    return FeatureShapes(
+        features.pooled.shape[1],
+        tuple(size(each) for each in features.maps),
+        size(features.last_map),
+        tuple(token.shape[1] for token in features.class_tokens),
+    )
 
 
 class Pair(NamedTuple):
@@ -152,7 +167,7 @@ def full_precision(logits: Tensor) -> Tensor:
 def cross_entropy(student: Logits, labels: Labels, label_smoothing: float = 0.0) -> Scalar:
     """Mean cross-entropy with the labels, smoothed towards the uniform distribution as torch does it."""
     student = full_precision(student)
-    targets = labels.to(student.dtype) if labels.is_floating_point() else labels
+    targets = labels.to(student.dtype) if labels.is_floating_point() else labels.long()
     return F.cross_entropy(student, targets, label_smoothing=label_smoothing)
 
 
@@ -161,10 +176,22 @@ def main_label(labels: Labels) -> Int64[Tensor, " B"]:
     return labels.argmax(dim=1) if labels.is_floating_point() else labels.long()
 
 
+def shares(labels: Labels, like: Logits) -> Logits:
+    """Each row's share of every class, one-hot for class numbers, in the type of `like`."""
+    if labels.is_floating_point():
+        return labels.to(like.dtype)
+    return torch.zeros_like(like).scatter(1, labels.long().unsqueeze(1), 1.0)
+
+
 def kl_divergence_per_sample(target_log_probabilities: Logits, log_probabilities: Logits) -> Tensor:
-    """KL(target || distribution) of each row, shape (B,), from log-probabilities."""
+    """KL(target || distribution) of each row, shape (B,), from log-probabilities.
+
+    The difference of the probabilities sums to zero. Adding it cancels the rounding of the two normalisers, which
+    otherwise outweighs the divergence of distributions that a high temperature makes alike: 2e-5 of it in float32.
+    """
+    target, probabilities = target_log_probabilities.exp(), log_probabilities.exp()
     difference = target_log_probabilities - log_probabilities
-    return (target_log_probabilities.exp() * difference).sum(dim=1)
+    return (target * difference + (probabilities - target)).sum(dim=1)
 
 
 def without_label(logits: Logits, labels: Int64[Tensor, " B"]) -> Tensor:

@@ -1,8 +1,9 @@
 """Label smoothing in both published conventions.
 
-`uniform` (Szegedy et al., arXiv 1512.00567; torch): the target is (1 - s) one-hot + s/C everywhere.
+`uniform` (Szegedy et al., arXiv 1512.00567; torch): the target is (1 - s) label + s/C everywhere.
 `others` (the code of "Revisit Knowledge Distillation", arXiv 1909.11723): 1 - s for the label, s/(C-1) for each
-other class; equal to `uniform` with smoothing s * C/(C-1).
+other class; equal to `uniform` with smoothing s * C/(C-1). The label of a mixed image is a share of every class;
+both targets are linear in it, so that of a mixture is the mixture of the targets.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Literal
 
 from torch.nn import functional as F
 
-from compress.methods.base import TeacherFreeMethod, full_precision
+from compress.methods.base import TeacherFreeMethod, full_precision, shares
 from compress.settings import Fraction
 from compress.types import Labels, Logits, LossTerms
 
@@ -26,13 +27,12 @@ class LabelSmoothing(TeacherFreeMethod):
     """Whether the mass is spread over all classes or over the other ones only."""
 
     def __call__(self, student: Logits, labels: Labels) -> LossTerms:
-        log_probabilities = F.log_softmax(full_precision(student), dim=1)
-        of_label = log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
-        of_all = log_probabilities.sum(dim=1)
-        num_classes = student.shape[1]
+        student = full_precision(student)
+        label, num_classes = shares(labels, student), student.shape[1]
         if self.convention == "uniform":
-            per_sample = (1 - self.smoothing) * of_label + self.smoothing / num_classes * of_all
+            spread = self.smoothing / num_classes
         else:
-            per_sample = (1 - self.smoothing) * of_label + self.smoothing / (num_classes - 1) * (of_all - of_label)
-        hard = -per_sample.mean()
+            spread = self.smoothing / (num_classes - 1) * (1 - label)
+        target = (1 - self.smoothing) * label + spread
+        hard = -(target * F.log_softmax(student, dim=1)).sum(dim=1).mean()
         return LossTerms(hard=hard, soft=hard.new_zeros(()))

@@ -36,4 +36,5 @@ class WTTM(TeacherMethod):
 
 def power_sum(logits: Logits, gamma: float) -> torch.Tensor:
     """Sum over classes of softmax(logits)^gamma, shape (B,), without forming the probabilities."""
+    logits = logits - logits.amax(dim=1, keepdim=True)  # keeps both sums small, so that their difference is exact
     return (torch.logsumexp(gamma * logits, dim=1) - gamma * torch.logsumexp(logits, dim=1)).exp()

@@ -11,7 +11,7 @@ from compress.models.cifar import Cifar
 from compress.models.classes import check_classes, source_classes
 from compress.models.cnn import Cnn
 from compress.models.counting import count_flops, count_parameters
-from compress.models.network import Backbone, Network, Statistics
+from compress.models.network import Backbone, Network, Statistics, probe
 from compress.models.source import Source
 from compress.models.timm import Timm
 from compress.models.torchvision import Torchvision
@@ -32,5 +32,6 @@ __all__ = [
     "check_classes",
     "count_flops",
     "count_parameters",
+    "probe",
     "source_classes",
 ]

@@ -1,7 +1,10 @@
-"""The networks of the public CIFAR distillation code bases under their public names.
+"""The networks of the public CIFAR distillation code bases.
 
-Their checkpoints load as they are: names, state-dict keys, parameter counts and multiply-adds agree with
-RepDistiller (HobbitLong/RepDistiller) and mdistiller (megvii-research/mdistiller).
+Their checkpoints load as they are: state-dict keys, parameter counts and multiply-adds agree with the public modules.
+Names without a prefix are those of RepDistiller (HobbitLong/RepDistiller) and mdistiller (megvii-research/mdistiller).
+Tf-KD (yuanli2333/Teacher-free-Knowledge-Distillation) has other networks under some of the same names, so its own
+carry the prefix `tfkd_`: `MobileNetV2` has 0.8 million parameters, `tfkd_mobilenetv2` 2.4; `ShuffleV2` is not
+`tfkd_shufflenetv2`. Only its ResNet50 is the `ResNet50` here.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from typing import Literal, final
 from compress.models.cifar_mobilenet import CifarMobileNetV2
 from compress.models.cifar_resnet import NARROW, WIDE, CifarResNet, CifarResNet50
 from compress.models.cifar_shufflenet import CifarShuffleV1, CifarShuffleV2
+from compress.models.cifar_tfkd_dense import TfkdDenseNet121, TfkdGoogLeNet
+from compress.models.cifar_tfkd_mobile import TfkdMobileNetV2, TfkdShuffleNetV2
+from compress.models.cifar_tfkd_resnet import TfkdResNet18, TfkdResNeXt29
 from compress.models.cifar_vgg import CifarVgg
 from compress.models.cifar_wrn import CifarWideResNet
 from compress.models.network import Backbone
@@ -38,6 +44,12 @@ CifarName = Literal[
     "ShuffleV1",
     "ShuffleV2",
     "ResNet50",
+    "tfkd_mobilenetv2",
+    "tfkd_shufflenetv2",
+    "tfkd_resnet18",
+    "tfkd_googlenet",
+    "tfkd_densenet121",
+    "tfkd_resnext29",
 ]
 ImageSize = tuple[int, int]
 
@@ -62,6 +74,12 @@ NETWORKS: Mapping[CifarName, Callable[[int, ImageSize], Backbone]] = {
     "ShuffleV1": lambda classes, _: CifarShuffleV1(num_classes=classes),
     "ShuffleV2": lambda classes, _: CifarShuffleV2(num_classes=classes),
     "ResNet50": lambda classes, _: CifarResNet50(num_classes=classes),
+    "tfkd_mobilenetv2": lambda classes, _: TfkdMobileNetV2(num_classes=classes),
+    "tfkd_shufflenetv2": lambda classes, _: TfkdShuffleNetV2(num_classes=classes),
+    "tfkd_resnet18": lambda classes, _: TfkdResNet18(num_classes=classes),
+    "tfkd_googlenet": lambda classes, _: TfkdGoogLeNet(num_classes=classes),
+    "tfkd_densenet121": lambda classes, size: TfkdDenseNet121(num_classes=classes, image_size=size),
+    "tfkd_resnext29": lambda classes, _: TfkdResNeXt29(num_classes=classes),
 }
 
 
@@ -71,7 +89,7 @@ class Cifar(Source):
 
     source: Literal["cifar"] = "cifar"
     name: CifarName
-    """The name the network has in RepDistiller and mdistiller."""
+    """The name the network has in RepDistiller and mdistiller or, behind `tfkd_`, in Tf-KD."""
 
     @property
     def label(self) -> str:

@@ -76,5 +76,21 @@ class Network(nn.Module):
         return (images - self.mean) / self.std
 
 
+@torch.no_grad()
+def probe(network: Network, image_size: tuple[int, int]) -> Answer:
+    """What a network answers to one blank image; it stays as it was, batch statistics and mode included.
+
+    Raises:
+        ModelError: the backbone has no interface to its features.
+    """
+    height, width = image_size
+    was_training = network.training
+    network.eval()
+    try:
+        return network.answer(torch.zeros(1, 3, height, width, device=network.mean.device))
+    finally:
+        network.train(was_training)
+
+
 def _channels(values: tuple[float, float, float]) -> Float[Tensor, "1 3 1 1"]:
     return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
+import torch
 from pydantic import Field, JsonValue, field_validator
-from torch import nn
+from torch import Tensor, nn
 
 from compress.errors import ModelError
+from compress.models.calls import recorded_calls
 from compress.models.network import Backbone, Statistics
 from compress.models.source import Created, Source, check_answers, unknown_name
 from compress.types import Answer, Features, FloatImages, Logits
@@ -122,17 +125,71 @@ class TimmBackbone(Backbone):
         return self.model(images)
 
     def answer(self, images: FloatImages) -> Answer:
-        """The maps are timm's intermediate features: one per stage, or per block of a transformer, channels second."""
+        """The maps are timm's intermediate features: one per stage, or per block of a transformer, channels second.
+
+        The logits are those of `forward`, bit for bit. A network with two classifiers (distilled ones) has the mean of
+        what both are given as its pooled feature.
+        """
+        final, maps, class_tokens = self._trunk(images)
+        model: Any = self.model
+        with recorded_calls(_layers(model.get_classifier())) as calls:
+            logits: Tensor = model.forward_head(final)
+        given = [call.given.flatten(1) for call in calls if call.returned.flatten(1).shape == logits.shape]
+        if not given:
+            raise self._without_features()
+        # A hidden layer of the head may happen to be as wide as there are classes; it is not the last.
+        pooled = torch.stack([each for each in given if each.shape == given[-1].shape]).mean(dim=0)
+        last_map = _as_map(final, maps[-1], channels_last=_layout(model) == "NHWC")
+        return Answer(logits, Features(pooled, tuple(maps), last_map, class_tokens))
+
+    def _trunk(self, images: FloatImages) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
+        """What the head is given, the intermediate maps, and the class token after each of them if there is one."""
         model: Any = self.model
         try:
-            trunk, head = model.forward_intermediates, model.forward_head
+            trunk, _, _ = model.forward_intermediates, model.forward_head, model.get_classifier
         except AttributeError as error:
-            raise ModelError(
-                f"{self.label} has no interface to its features in timm; use a method that distils logits alone"
-            ) from error
-        final_maps, maps = trunk(images)
-        pooled = head(final_maps, pre_logits=True)
-        return Answer(model.get_classifier()(pooled), Features(pooled, tuple(maps), final_maps))
+            raise self._without_features() from error
+        if _has_class_tokens(model):
+            final, pairs = trunk(images, return_prefix_tokens=True)
+            # The class token is the first of the prefix; those of distillation and the registers follow.
+            maps, class_tokens = [pair[0] for pair in pairs], tuple(pair[1][:, 0] for pair in pairs)
+        else:
+            (final, maps), class_tokens = trunk(images), ()
+        if not isinstance(final, Tensor) or any(each.ndim != 4 for each in maps):  # several branches side by side
+            raise self._without_features()
+        return final, list(maps), class_tokens
+
+    def _without_features(self) -> ModelError:
+        return ModelError(
+            f"{self.label} has no interface to its features in timm; use a method that distils logits alone"
+        )
+
+
+def _has_class_tokens(model: Any) -> bool:
+    # Attributes and arguments that only some of timm's transformers have.
+    shows_prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    return shows_prefix and getattr(model, "cls_token", None) is not None
+
+
+def _layout(model: Any) -> str:
+    return getattr(model, "output_fmt", "NCHW")
+
+
+def _layers(classifier: nn.Module | Sequence[nn.Module]) -> list[nn.Module]:
+    """The linear layers of a network's classifier, or of its classifiers; some are written as convolutions."""
+    classifiers = [classifier] if isinstance(classifier, nn.Module) else classifier
+    return [layer for each in classifiers for layer in each.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+
+
+def _as_map(final: Tensor, like: Tensor, *, channels_last: bool) -> Tensor:
+    """What the head is given as a map with channels second; `like` where it is given no map."""
+    if final.ndim == 4:
+        return final.permute(0, 3, 1, 2) if channels_last else final
+    height, width = like.shape[2:]
+    num_prefix_tokens = final.shape[1] - height * width
+    if num_prefix_tokens < 0:
+        return like
+    return final[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, (height, width))
 
 
 class _Plan(NamedTuple):

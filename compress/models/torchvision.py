@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, final
 
 from torch import Tensor, nn
 
 from compress.errors import ModelError
+from compress.models.calls import Call, recorded_calls
 from compress.models.network import Backbone, Statistics
 from compress.models.source import Created, Source, check_answers, unknown_name
 from compress.models.weights import Destination, load_weights_
-from compress.types import Answer, FloatImages, Logits
+from compress.types import Answer, Features, FloatImages, Logits
 
 # These answer with auxiliary outputs beside the logits while training.
 EXCLUDED = ("googlenet", "inception_v3")
@@ -73,10 +75,60 @@ class TorchvisionBackbone(Backbone):
         return self.model(images)
 
     def answer(self, images: FloatImages) -> Answer:
-        raise ModelError(
-            f"{self.label} from torchvision has no interface to its features; take the network of that name from timm, "
-            "or use a method that distils logits alone"
+        """The maps are the last at each resolution; of the transformer `vit`, one per block.
+
+        torchvision has no interface to features: modules are watched while `forward` runs. The pooled feature is what
+        the last linear layer is given, behind a dropout where there is one.
+        """
+        linear = next((layer for layer in reversed([*self.model.modules()]) if isinstance(layer, nn.Linear)), None)
+        if linear is None:
+            raise self._without_features()
+        shown = [module for module in _shown(self.model) if module is not linear]
+        with recorded_calls([*shown, linear]) as calls:
+            logits: Tensor = self.model(images)
+        last = [call for call in calls if call.module is linear]
+        if len(last) != 1 or last[0].returned is not logits:
+            raise self._without_features()
+        passed = [call for call in calls if call.module is not linear and isinstance(call.returned, Tensor)]
+        return Answer(logits, _features(self.model, passed, pooled=last[0].given))
+
+    def _without_features(self) -> ModelError:
+        return ModelError(
+            f"{self.label} from torchvision has no interface to its features, for it does not end in a linear layer; "
+            "take another network, or use a method that distils logits alone"
         )
+
+
+def _shown(model: Any) -> list[nn.Module]:
+    """The modules among whose outputs the maps are."""
+    from torchvision.models import SwinTransformer, VisionTransformer
+
+    if isinstance(model, VisionTransformer):
+        return [model.conv_proj, *model.encoder.layers, model.encoder.ln]
+    if isinstance(model, SwinTransformer):
+        return [*model.features, model.permute]
+    return [part for child in model.children() for part in (*child.children(), child)]
+
+
+def _features(model: nn.Module, calls: Sequence[Call], *, pooled: Tensor) -> Features:
+    from torchvision.models import SwinTransformer, VisionTransformer
+
+    if isinstance(model, VisionTransformer):
+        grid = calls[0].returned.shape[2:]
+        tokens = [call.returned for call in calls[1:]]
+        maps = [each[:, 1:].transpose(1, 2).unflatten(2, grid) for each in tokens]
+        return Features(pooled, tuple(maps[:-1]), maps[-1], tuple(each[:, 0] for each in tokens[:-1]))
+    if isinstance(model, SwinTransformer):
+        # Channels are last everywhere but in the map that is pooled.
+        stages = _last_of_each_size([call.returned.permute(0, 3, 1, 2) for call in calls[:-1]])
+        return Features(pooled, stages, calls[-1].returned)
+    until_pooling = takewhile(lambda call: not isinstance(call.module, nn.AdaptiveAvgPool2d), calls)
+    maps = _last_of_each_size([call.returned for call in until_pooling if call.returned.ndim == 4])
+    return Features(pooled, maps, maps[-1])
+
+
+def _last_of_each_size(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple({each.shape[2:]: each for each in maps}.values())
 
 
 def _create(name: str, *, num_classes: int, image_size: tuple[int, int]) -> nn.Module:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from compress.errors import TrackingError
 from compress.files import read_json
-from pipelines.layout import Layout
+from pipelines.absence import is_absent
+from pipelines.layout import TEACHER, Layout
 from pipelines.tracking.events import end_event, model_event, trained_fingerprint
 from pipelines.tracking.model import SHA256_TAG, ModelOfRun, log_model, models_of
 from pipelines.tracking.store import (
@@ -122,7 +123,9 @@ def run_of_results(store: Store, root: Path, name: str) -> Run | None:
 
 def trained_names(root: Path) -> list[str]:
     """Networks with results in the project."""
-    return sorted(path.parent.name for path in Layout(root).results("*").parent.glob("*/training.json"))
+    layout = Layout(root)
+    names = {path.parent.name for path in layout.results("*").parent.glob("*/training.json")}
+    return sorted(names - ({TEACHER} if is_absent(layout.teacher) else set()))
 
 
 def _end_abandoned(store: Store, run: Run) -> None:

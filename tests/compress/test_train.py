@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import nn
 
+from compress.batches import epoch_batches
 from compress.errors import TrainingError
-from compress.methods import KD, CrossEntropy, TeacherFreeMethod, TeacherMethod
+from compress.methods import KD, CrossEntropy, Method
 from compress.optimization import SGD, AdamW, Constant, Step
 from compress.teacher_logits import OnlineTeacher
 from compress.train import (
     EpochReport,
     StepReport,
+    Trainee,
     TrainingState,
     TrainSettings,
-    epoch_batches,
-    new_training_state,
     train_epochs,
+    train_together,
     validate,
 )
 from tests.compress import toy
@@ -28,8 +29,8 @@ from tests.compress import toy
 def trained(
     settings: TrainSettings = toy.SETTINGS, *, stop_after: int | None = None, state: TrainingState | None = None
 ) -> TrainingState:
-    state = state or new_training_state(toy.network(), settings)
-    for report in train_epochs(state, CrossEntropy(), toy.data(), settings=settings, seed=1):
+    state = state or toy.state(settings)
+    for report in train_epochs(state, toy.data(), settings=settings, seed=1):
         if isinstance(report, EpochReport) and report.epoch == stop_after:
             break
     return state
@@ -69,7 +70,7 @@ def test_resumed_run_equals_uninterrupted_run(settings: TrainSettings, tmp_path:
     """Stopped after the first epoch, written to a file, read by a fresh process's state."""
     whole = trained(settings)
     torch.save(trained(settings, stop_after=1).state_dict(), tmp_path / "state.pt")
-    resumed = new_training_state(toy.network(seed=9), settings)
+    resumed = toy.state(settings, start=toy.network(seed=9))
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     trained(settings, state=resumed)
     assert_same(whole.evaluated.state_dict(), resumed.evaluated.state_dict())
@@ -78,8 +79,8 @@ def test_resumed_run_equals_uninterrupted_run(settings: TrainSettings, tmp_path:
 
 
 def test_what_else_draws_random_numbers_does_not_matter() -> None:
-    state = new_training_state(toy.network(), toy.SETTINGS)
-    for _ in train_epochs(state, CrossEntropy(), toy.data(), settings=toy.SETTINGS, seed=1):
+    state = toy.state()
+    for _ in train_epochs(state, toy.data(), settings=toy.SETTINGS, seed=1):
         torch.rand(3)
         np.random.default_rng().random()
     assert_same(state.network.state_dict(), trained().network.state_dict())
@@ -138,21 +139,16 @@ def test_a_loss_that_is_not_finite_stops_training_by_name() -> None:
 
 
 @pytest.mark.parametrize(("method", "teacher"), [(KD(), None), (CrossEntropy(), OnlineTeacher(toy.network()))])
-def test_method_and_teacher_must_go_together(
-    method: TeacherMethod | TeacherFreeMethod, teacher: OnlineTeacher | None
-) -> None:
-    """At the call, not when somebody first iterates."""
-    state = new_training_state(toy.network(), toy.SETTINGS)
+def test_method_and_teacher_must_go_together(method: Method, teacher: OnlineTeacher | None) -> None:
     with pytest.raises(ValueError, match="do not go together"):
-        train_epochs(state, method, toy.data(), settings=toy.SETTINGS, seed=0, teacher=teacher)
+        toy.state(method=method, teacher=teacher)
 
 
 def test_the_teacher_stays_frozen_and_in_evaluation_mode() -> None:
     network = toy.network(seed=3).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    state = new_training_state(toy.network(), toy.SETTINGS)
-    teacher = OnlineTeacher(network)
-    for _ in train_epochs(state, KD(), toy.data(), settings=toy.SETTINGS, seed=0, teacher=teacher):
+    state = toy.state(method=KD(), teacher=OnlineTeacher(network))
+    for _ in train_epochs(state, toy.data(), settings=toy.SETTINGS, seed=0):
         pass
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -178,8 +174,36 @@ def test_bfloat16_trains_to_nearly_the_same_loss() -> None:
 def test_reports_come_inside_long_epochs() -> None:
     settings = toy.SETTINGS.model_copy(update={"batch_size": 1, "epochs": 1})
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, toy.NUM_CLASSES))
-    state = new_training_state(network, settings)
-    reports = list(train_epochs(state, CrossEntropy(), toy.data(), settings=settings, seed=0))
+    state = toy.state(settings, start=network)
+    reports = list(train_epochs(state, toy.data(), settings=settings, seed=0))
     assert [type(report) for report in reports] == [StepReport, EpochReport]
     assert reports[0].num_images == 20  # type: ignore[union-attr]
     assert math.isfinite(reports[0].images_per_second)
+
+
+def test_networks_trained_together_come_out_as_if_trained_alone() -> None:
+    """Bit for bit, whatever trains beside them: other losses, other lengths, one of them resumed."""
+    longer = toy.SETTINGS.model_copy(update={"epochs": 4, "optimizer": AdamW()})
+    ahead = trained(stop_after=1)
+    together = [
+        Trainee(toy.state(), toy.SETTINGS),
+        Trainee(toy.state(longer, start=toy.network(seed=5)), longer),
+        Trainee(ahead, toy.SETTINGS),
+    ]
+    ends = [(number, report.epoch) for number, report in train_together(together, toy.data(), seed=1)
+            if isinstance(report, EpochReport)]  # fmt: skip
+    assert sorted(ends) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (2, 3)]
+    alone = trained()
+    assert_same(together[0].state.network.state_dict(), alone.network.state_dict())
+    assert_same(together[2].state.network.state_dict(), alone.network.state_dict())
+    assert_same(
+        together[1].state.network.state_dict(),
+        trained(longer, state=toy.state(longer, start=toy.network(seed=5))).network.state_dict(),
+    )
+    assert speedless(together[0].state) == speedless(alone)
+
+
+def test_networks_that_cannot_share_batches_are_not_trained_together() -> None:
+    other = toy.SETTINGS.model_copy(update={"batch_size": 4})
+    with pytest.raises(ValueError, match="share batch size"):
+        next(train_together([Trainee(toy.state(), toy.SETTINGS), Trainee(toy.state(other), other)], toy.data(), seed=1))

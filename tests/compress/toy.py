@@ -4,10 +4,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.batches import TrainingData
 from compress.data.prepared import ArraySplit
 from compress.data.view_schedule import ViewSettings
 from compress.data.views import PadCropFlip
-from compress.train import TrainingData, TrainSettings
+from compress.methods import CrossEntropy, Method
+from compress.teacher_logits import TeacherAnswers
+from compress.train import TrainingState, TrainSettings, new_training_state
 
 NUM_CLASSES = 3
 VIEWS = ViewSettings(augmentation=PadCropFlip(pad=1, flip=True), views_per_image=4, seed=5)
@@ -36,3 +39,14 @@ def network(seed: int = 0) -> nn.Module:
             nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, NUM_CLASSES),
         )  # fmt: skip
+
+
+def state(
+    settings: TrainSettings = SETTINGS,
+    *,
+    start: nn.Module | None = None,
+    method: Method | None = None,
+    teacher: TeacherAnswers | None = None,
+) -> TrainingState:
+    """A training that has not begun: the tiny network and cross-entropy unless told otherwise."""
+    return new_training_state(start or network(), method or CrossEntropy(), data(), settings=settings, teacher=teacher)

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from compress.data import DataSource
-from compress.methods import WithoutTeacher, WithTeacher
+from compress.methods import Composed, LogitMethod, WithoutTeacher
 from compress.models import ModelSource
 from compress.settings import Settings
+from pipelines.code import CODE
 from pipelines.distill import DistillParams
 from pipelines.evaluate import EvaluateParams
 from pipelines.export import ExportParams
@@ -28,13 +29,19 @@ PARAMS: dict[str, type[Settings]] = {
     "teacher": TeacherParams,
     "teacher_logits": TeacherLogitsParams,
     "distill": DistillParams,
+    "distill_composed": DistillParams,
     "distill_free": DistillParams,
+    "distill_self": DistillParams,
     "export_teacher": ExportParams,
     "export": ExportParams,
+    "export_composed": ExportParams,
     "export_free": ExportParams,
+    "export_self": ExportParams,
     "evaluate_teacher": EvaluateParams,
     "evaluate": EvaluateParams,
+    "evaluate_composed": EvaluateParams,
     "evaluate_free": EvaluateParams,
+    "evaluate_self": EvaluateParams,
     "select": SelectParams,
 }
 
@@ -45,6 +52,7 @@ CANNOT_CHANGE_A_RESULT = {
     "compress.types",
     "compress.files",
     "pipelines",
+    "pipelines.absence",  # the same for every pipeline without a teacher
     "pipelines.console",
     "pipelines.layout",  # a moved path changes dvc.yaml itself
     "pipelines.params",
@@ -61,7 +69,10 @@ def modules_of(union: Any) -> set[str]:
 
 
 REGISTRIES = {
-    "compress.methods": modules_of(WithTeacher) | modules_of(WithoutTeacher),
+    "compress.methods": modules_of(LogitMethod)
+    | modules_of(Composed)
+    | modules_of(WithoutTeacher)
+    | {"compress.methods.logit_methods", "compress.methods.feature_methods"},
     "compress.models": modules_of(ModelSource),
     "compress.data": modules_of(DataSource),
 }
@@ -102,16 +113,19 @@ def declared(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_module_that_can_change_the_result_is_a_dependency(name: str, graph: grimp.ImportGraph) -> None:
-    module = f"pipelines.{name.removesuffix('_free') if name.endswith('_free') else name.removesuffix('_teacher')}"
+    module = f"pipelines.{re.sub('_(composed|free|self|teacher)$', '', name)}"
     files = {file_of(each) for each in needed(graph, module)}
     if name == "prepare":
         files |= {file_of(each) for source in REGISTRIES["compress.data"] for each in needed(graph, source)}
-    if name in ("teacher", "distill", "distill_free", "teacher_logits", "export", "export_free", "export_teacher"):
+    if name == "teacher_logits" or not name.startswith(("prepare", "evaluate", "select")):
         # What the members share; the member itself is named through the row, or is in the artifact's hash.
         shared = {each for source in REGISTRIES["compress.models"] for each in needed(graph, source)}
         files |= {file_of(each) for each in shared - REGISTRIES["compress.models"]}
     if name == "teacher":
-        files |= {file_of(module) for module in modules_of(WithoutTeacher)}
+        # All of them by name: where params.yaml says teacher: null, ${teacher...} would lead nowhere.
+        files |= {file_of(module) for module in modules_of(WithoutTeacher) | modules_of(ModelSource)}
+    if name == "distill_composed":  # names its whole folder
+        files = {file for file in files if not file.startswith("compress/methods/")}
     constant = {dep for dep in declared(name) if "${" not in dep}
     assert constant == files, f"missing {sorted(files - constant)}, superfluous {sorted(constant - files)}"
 
@@ -122,7 +136,7 @@ def test_params_are_the_sections_that_the_stage_reads(name: str) -> None:
     assert sections == set(PARAMS[name].model_fields)
 
 
-@pytest.mark.parametrize("name", ["distill", "distill_free"])
+@pytest.mark.parametrize("name", ["distill", "distill_free", "distill_self"])
 def test_a_student_depends_on_its_own_method_and_network_only(name: str) -> None:
     assert "compress/methods/${item.method.name}.py" in declared(name)
     assert "compress/models/${item.model.source}.py" in declared(name)
@@ -173,3 +187,10 @@ def _matches(pattern: str, path: str) -> bool:
     if pattern.endswith("/"):
         return f"{path}/".startswith(pattern[1:])
     return re.fullmatch(re.escape(pattern[1:]).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*"), path) is not None
+
+
+def test_checkpoints_belong_to_all_code_that_decides_what_training_computes(graph: grimp.ImportGraph) -> None:
+    """Files that only read, check or describe what is on disk are covered by the hashes of what they read."""
+    readers = {"data.manifest", "data.source", "fingerprint", "logit_journal", "logit_rows", "logit_store"}
+    modules = {name.removeprefix("compress.") for name in needed(graph, "compress.train")}
+    assert {name for name in modules if not name.startswith("models.")} - readers == set(CODE)

@@ -274,3 +274,27 @@ def test_stages_run_without_mlflow_and_dvc(project: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "tracking is off" in done.stderr
+
+
+def test_students_trained_side_by_side_finish_as_if_trained_alone(
+    finished: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(project / "models" / "with_kd")
+    for name in STUDENTS:
+        (project / "results" / name / "training.json").unlink()
+    distill.run_all(project)
+    assert "3 of 3 students to train" in capsys.readouterr().out
+    for name in STUDENTS:
+        distill.run(project, name)
+        assert f"{name} seed 0: continuing after epoch 2/2" in capsys.readouterr().out or name != "with_kd"
+    layouts = Layout(finished), Layout(project)
+    for seed in (0, 1):
+        weights = [layout.trained("with_kd", seed, "last") / "weights.safetensors" for layout in layouts]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_finished_students_are_not_trained_side_by_side_again(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distill.run_all(project)
+    assert "0 of 3 students to train: none" in capsys.readouterr().out

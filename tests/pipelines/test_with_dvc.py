@@ -1,33 +1,20 @@
 """The real thing: real DVC runs the real stages in a repository of its own, and reruns exactly what it must."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pipelines.project import make_project, params, write_params
+from tests.pipelines.dvc_repository import environment, make_repository, reproduced, run
+from tests.pipelines.project import params, write_params
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-QUIET = {"COMPRESS_TRACKING": "off", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
-
-
-def environment() -> dict[str, str]:
-    """This interpreter first on the path, as in an activated environment; tracking has tests of its own.
-
-    /bin/sh, DVC's choice where SHELL is unset, stays between DVC and the stage unless told otherwise.
-    """
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "COMPRESS", "DVC"))}
-    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-    return {**kept, "PATH": path, "SHELL": "/bin/sh", **QUIET}
 
 
 def small_params(root: Path) -> dict[str, Any]:
@@ -37,29 +24,11 @@ def small_params(root: Path) -> dict[str, Any]:
     return values
 
 
-def run(root: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def reproduced(root: Path) -> set[str]:
-    """Names of the stages that `dvc repro` really ran."""
-    return set(re.findall(r"Running stage '([^']+)'", run(root, "dvc", "repro")))
-
-
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git repository with this checkout's code, DVC set up, and every stage run once."""
-    root = make_project(tmp_path_factory.mktemp("repository"))
-    write_params(root, small_params(root))
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("compress", "pipelines"):
-        shutil.copytree(ROOT / name, root / name, ignore=ignored)
-    shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local", "scm"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, root / name)
-    run(root, "git", "init", "-q")
+    """Every stage has run once."""
+    root = tmp_path_factory.mktemp("repository")
+    make_repository(root, small_params(root))
     assert "select" in reproduced(root)
     return root
 

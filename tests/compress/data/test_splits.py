@@ -204,3 +204,17 @@ def test_given_splits_need_fewer_images_in_train() -> None:
     held_out: list[SplitName] = ["test", "validation"]
     images = [SourceImage(f"{split}{label}", label, split) for split in ("train", *held_out) for label in range(3)]
     check_enough_images(images, CLASSES, settings=settings())
+
+
+def test_a_bound_on_train_images_thins_train_only_and_grows_monotonically() -> None:
+    contents = plain()
+    whole = assign_splits(contents, CLASSES, settings=settings())
+    thinned = {
+        most: assign_splits(contents, CLASSES, settings=settings(max_train_images_per_class=most)) for most in (3, 7)
+    }
+    for most, assignment in thinned.items():
+        assert counts(contents, assignment)["train"] == dict.fromkeys(range(3), most)
+        assert {name: places for name, places in assignment.members.items() if name != "train"} == {
+            name: places for name, places in whole.members.items() if name != "train"
+        }
+    assert set(thinned[3].members["train"]) < set(thinned[7].members["train"]) < set(whole.members["train"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,123 @@ def test_hub_out_of_reach_asks_for_a_local_folder(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=r"test_resnet\.r160_in1k cannot be loaded .* give a local folder with config"):
         build(Timm(name="test_resnet.r160_in1k", pretrained=True), num_classes=1000)
+
+
+SLIM = {"depth": 3, "embed_dim": 24}
+SHOWING: dict[str, tuple[Timm, int]] = {
+    "residual": (Timm(name="test_resnet"), 64),
+    "re-parameterised": (Timm(name="test_byobnet"), 32),
+    "convolution behind the last stage": (Timm(name="test_efficientnet"), 64),
+    "hidden layer in the head": (Timm(name="mobilenetv3_small_050"), 32),
+    "normalisation in the head": (Timm(name="test_convnext"), 64),
+    "perceptron as a head": (Timm(name="test_mambaout"), 64),
+    "convolution as a classifier": (Timm(name="resnetv2_18"), 32),
+    "attention between convolutions": (Timm(name="edgenext_xx_small"), 64),
+    "transformer": (Timm(name="test_vit"), 64),
+    "transformer without a class token": (
+        Timm(
+            name="vit_tiny_patch16_224", arguments={**SLIM, "class_token": False, "reg_tokens": 2, "global_pool": "avg"}
+        ),
+        64,
+    ),
+    "transformer with relative positions": (Timm(name="test_vit_relpos"), 64),
+    "distilled": (Timm(name="deit_tiny_distilled_patch16_224", arguments=SLIM), 64),
+    "distilled with normalisation": (Timm(name="levit_128s"), 64),
+    "deit III": (Timm(name="deit3_small_patch16_224", arguments=SLIM), 64),
+    "class token behind the blocks": (Timm(name="cait_xxs24_224", arguments={"depth": 2, "embed_dim": 24}), 64),
+    "windows, channels last": (
+        Timm(
+            name="swin_tiny_patch4_window7_224",
+            arguments={"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 3, 4]},
+        ),
+        64,
+    ),
+}
+showing = pytest.mark.parametrize(("source", "side"), SHOWING.values(), ids=SHOWING)
+
+
+@showing
+@pytest.mark.parametrize("training", [False, True])
+def test_answers_have_the_logits_of_forward_bit_for_bit(source: Timm, side: int, training: bool) -> None:
+    torch.manual_seed(0)
+    network = build(source, side=side)
+    twin = copy.deepcopy(network)
+    images = torch.rand(3, 3, side, side)
+    for each in (network, twin):
+        each.train(training)
+    torch.manual_seed(1)
+    logits = network(images)
+    torch.manual_seed(1)
+    assert torch.equal(twin.answer(images).logits, logits)
+    # Batch statistics too moved once, and no watching stays behind.
+    assert all(torch.equal(twin.state_dict()[name], value) for name, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in twin.modules())
+
+
+@showing
+def test_maps_become_smaller_and_gradients_reach_all_features(source: Timm, side: int) -> None:
+    torch.manual_seed(0)
+    features = build(source, side=side).eval().answer(torch.rand(2, 3, side, side)).features
+    assert features.pooled.ndim == 2
+    sizes = [each.shape[2:].numel() for each in features.maps]
+    assert sizes == sorted(sizes, reverse=True)
+    assert features.last_map.shape[2:] == features.maps[-1].shape[2:]
+    assert all(tensor.requires_grad for tensor in (features.pooled, features.last_map, *features.maps))
+
+
+@pytest.mark.parametrize("key", ["residual", "convolution behind the last stage", "windows, channels last"])
+def test_the_last_map_is_the_one_that_is_pooled(key: str) -> None:
+    source, side = SHOWING[key]
+    with torch.no_grad():
+        features = build(source, side=side).eval().answer(torch.rand(2, 3, side, side)).features
+    torch.testing.assert_close(features.last_map.mean((2, 3)), features.pooled)
+
+
+def test_a_transformer_shows_patches_and_class_token_of_every_block() -> None:
+    network = build(Timm(name="test_vit", arguments={"depth": 4}), side=64).eval()
+    model: Any = network.backbone.model
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        features = network.answer(images).features
+        tokens = model.norm_pre(model._pos_embed(model.patch_embed((images - network.mean) / network.std)))
+        for block, patches, class_token in zip(model.blocks, features.maps, features.class_tokens, strict=True):
+            tokens = block(tokens)
+            assert torch.equal(class_token, tokens[:, 0])
+            assert torch.equal(patches.flatten(2).transpose(1, 2), tokens[:, 1:])
+        assert torch.equal(features.last_map.flatten(2).transpose(1, 2), model.norm(tokens)[:, 1:])
+        assert torch.equal(features.pooled, model.norm(tokens)[:, 0])
+
+
+@pytest.mark.parametrize("key", ["transformer without a class token", "class token behind the blocks", "residual"])
+def test_networks_without_class_tokens_in_their_blocks_show_none(key: str) -> None:
+    source, side = SHOWING[key]
+    with torch.no_grad():
+        assert build(source, side=side).eval().answer(torch.rand(1, 3, side, side)).features.class_tokens == ()
+
+
+def test_two_classifiers_share_the_mean_of_their_tokens() -> None:
+    source, side = SHOWING["distilled"]
+    network = build(source, side=side).eval()
+    model: Any = network.backbone.model
+    images = torch.rand(2, 3, side, side)
+    with torch.no_grad():
+        pooled = network.answer(images).features.pooled
+        tokens = model.forward_features((images - network.mean) / network.std)
+    torch.testing.assert_close(pooled, tokens[:, :2].mean(dim=1))
+
+
+def test_pooled_feature_is_what_the_last_linear_layer_is_given() -> None:
+    for key in ("hidden layer in the head", "perceptron as a head", "normalisation in the head"):
+        source, side = SHOWING[key]
+        network = build(source, side=side).eval()
+        linear = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+        with torch.no_grad():
+            answer = network.answer(torch.rand(2, 3, side, side))
+            assert torch.equal(linear(answer.features.pooled), answer.logits), key
+
+
+@pytest.mark.parametrize(("name", "side"), [("crossvit_tiny_240", 240), ("coat_tiny", 64)])
+def test_networks_of_parallel_branches_have_no_features(name: str, side: int) -> None:
+    network = build(Timm(name=name), side=side).eval()
+    with torch.no_grad(), pytest.raises(ModelError, match=f"{name} has no interface to its features in timm"):
+        network.answer(torch.rand(1, 3, side, side))

@@ -1,0 +1,1 @@
+"""Speed, measured: scripts, never timed tests."""

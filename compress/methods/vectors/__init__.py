@@ -1,0 +1,1 @@
+"""Comparison of our losses with values that the authors' own code returned."""
