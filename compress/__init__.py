@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from compress.models import build_network
     from compress.parity import assert_parity
     from compress.runtime import load_predictor
-    from compress.teacher_logits import OnlineTeacher, open_teacher_logits, write_teacher_logits
+    from compress.teacher_logits import OnlineTeacher, open_teacher_logits
+    from compress.teacher_logits_writer import write_teacher_logits
     from compress.train import TrainSettings, new_training_state, train_epochs, train_together
 
 _HOMES = {
@@ -72,7 +73,7 @@ _HOMES = {
     "CrossEntropy": "compress.methods",
     "LabelSmoothing": "compress.methods",
     "OnlineTeacher": "compress.teacher_logits",
-    "write_teacher_logits": "compress.teacher_logits",
+    "write_teacher_logits": "compress.teacher_logits_writer",
     "open_teacher_logits": "compress.teacher_logits",
     "TrainSettings": "compress.train",
     "TrainingData": "compress.batches",

@@ -68,13 +68,21 @@ def teacher(context: typer.Context) -> None:
 
 
 @app.command()
-def teacher_logits(context: typer.Context) -> None:
+def teacher_logits(
+    context: typer.Context,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it will cost and what it will save.")] = False,
+) -> None:
     """Store the teacher's logits for every view of every train image, for all students to share.
 
     Inputs: sections `teacher_logits` and `views`; `data/prepared/`, `models/teacher/`. Outputs: `data/teacher_logits/`.
 
-    Example: `compress teacher-logits`
+    Example: `compress teacher-logits --plan`
     """
+    if plan:
+        from pipelines import teacher_logits_plan
+
+        teacher_logits_plan.run(context.obj)
+        return
     from pipelines import teacher_logits as stage
 
     stage.run(context.obj)

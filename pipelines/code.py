@@ -27,6 +27,7 @@ CODE = (
     "data.view_schedule",
     "data.views",
     "device",
+    "logit_rows",
     "methods.base",
     "objective",
     "optimization",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.artifact import load_card, load_model
+from compress.artifact import load_model
 from compress.batches import TrainingData
 from compress.data.prepared import PreparedData, load_prepared
 from compress.data.view_schedule import ViewSettings
@@ -18,12 +18,22 @@ from compress.errors import ParamsError
 from compress.files import read_json, write_json
 from compress.fingerprint import fingerprint
 from compress.methods import TeacherMethod
+from compress.models import Network
 from compress.settings import Settings
-from compress.teacher_logits import OnlineTeacher, StoredTeacher, TeacherAnswers, open_teacher_logits, read_manifest
+from compress.teacher_logits import (
+    OnlineTeacher,
+    StoredTeacher,
+    TeacherAnswers,
+    check_method_fits_store,
+    read_manifest,
+)
+from compress.teacher_logits_writer import sample_views
+from compress.teacher_pass import ResolvedPrecision, choose_precision
 from pipelines.absence import is_absent
 from pipelines.layout import Layout
 from pipelines.params import load_params
 from pipelines.settings import SelfTaughtStudent, Student, StudentsSettings, TeacherFreeStudent
+from pipelines.stored_answers import stored_answers
 from pipelines.tracking import Run
 from pipelines.trained import write_training_files
 from pipelines.training import (
@@ -152,21 +162,35 @@ class _Teachers:
         stored = read_manifest(self.layout.teacher_logits)
         if not stored.enabled or not isinstance(student.method, TeacherMethod):
             return self._asked(self.layout.teacher, student, lineage)
-        sha256 = load_card(self.layout.teacher).saved_sha256
-        lineage |= {"teacher_sha256": sha256, "teacher_logits_sha256": stored.sha256}
         if self._stored is None:
-            data_fingerprint = self.data.manifest.fingerprint
-            expected = {"teacher_sha256": sha256, "data_fingerprint": data_fingerprint, "views": self.params.views}
-            self._stored = open_teacher_logits(self.layout.teacher_logits, stored.model_copy(update=expected))
+            device = resolve_device(student.train.device)
+            self._stored = stored_answers(self.layout, self.data, self.params.views, device=device)
+        manifest = self._stored.manifest
+        check_method_fits_store(student.method, manifest)
+        lineage |= {"teacher_sha256": manifest.teacher_sha256, "teacher_logits_sha256": manifest.sha256}
         return self._stored, lineage
 
     def _asked(self, folder: Path, student: Student, lineage: Lineage) -> tuple[TeacherAnswers, Lineage]:
+        """A teacher that runs while its student trains."""
         if folder not in self._online:
             network, card = load_model(folder)
             placed = place(network, resolve_device(student.train.device))
-            self._online[folder] = OnlineTeacher(placed), card.saved_sha256
+            self._online[folder] = OnlineTeacher(placed, self._precision(placed)), card.saved_sha256
         teacher, sha256 = self._online[folder]
         return teacher, {**lineage, "teacher_sha256": sha256}
+
+    def _precision(self, network: Network) -> ResolvedPrecision:
+        """What `teacher_logits.precision` comes to here; float32 where no teacher stage has left it."""
+        if is_absent(self.layout.teacher):
+            return "float32"
+        stored = read_manifest(self.layout.teacher_logits)
+        device = next(network.parameters()).device
+        views = sample_views(self.data.split("train"), self.params.views, num_samples=64, device=device)
+        resolved, error = choose_precision(
+            network, views, precision=stored.precision, max_error=stored.max_precision_error
+        )
+        print(f"teacher: runs online in {resolved}, largest logit difference from float32 {error:.2g}", flush=True)
+        return resolved
 
 
 def _job(

@@ -220,7 +220,6 @@ def test_answers_of_another_teacher_are_refused(project: Path) -> None:
     ("stage", "missing", "cure"),
     [
         ("teacher", "data/prepared", "run the prepare stage"),
-        ("distill", "models/teacher", "run the stage that trains it"),
         ("distill", "data/teacher_logits", "run the teacher_logits stage"),
         ("export", "models/with_kd", "run the stage that trains it"),
         ("evaluate", "exports/with_kd", "run the export stage"),
