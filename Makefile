@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Every stage is a process that imports torch; without its byte code on disk that takes twice as long.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: repro ui test check fmt lock schema
+.PHONY: repro ui test check fmt lock schema bench
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed .dvc/scm ## run the whole pipeline on params.yaml and print the table
@@ -16,6 +16,9 @@ ui: .venv/installed ## serve the MLflow UI on http://127.0.0.1:5000
 
 test: .venv/installed-dev ## run the tests
 	python -m pytest -n auto --dist loadfile
+
+bench: .venv/installed ## time training beside a conventional loop; writes benchmarks/results/latest.json
+	python -m benchmarks.training
 
 check: .venv/installed-dev ## lint, format, types, import rules
 	ruff check && ruff format --check && pyright && lint-imports

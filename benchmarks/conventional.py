@@ -38,7 +38,9 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
+        image = self.transform(Image.fromarray(self.images[index]))
+        assert isinstance(image, torch.Tensor)
+        return image, int(self.labels[index])
 
 
 class ConventionalLoop:
@@ -50,6 +52,7 @@ class ConventionalLoop:
         self.student = student.to(memory_format=torch.contiguous_format)
         self.teacher = teacher.to(memory_format=torch.contiguous_format).eval()
         self.loader = DataLoader(Pictures(images, labels), batch_size=batch_size, shuffle=True, drop_last=True)
+        self.sum_of_losses = self.sum_of_accuracies = 0.0
         self.optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 
     def epoch(self) -> float:
@@ -64,7 +67,9 @@ class ConventionalLoop:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            loss.item(), (logits.argmax(dim=1) == labels).float().mean().item()
+            # What their meters do at every step.
+            self.sum_of_losses += loss.item()
+            self.sum_of_accuracies += (logits.argmax(dim=1) == labels).float().mean().item()
         return time.perf_counter() - started
 
 

@@ -13,10 +13,11 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +30,14 @@ from compress.batches import TrainingData
 from compress.data.prepared import ArraySplit
 from compress.data.view_schedule import ViewSettings
 from compress.data.views import PadCropFlip
+from compress.logit_store import read_manifest
 from compress.methods import WTTM
-from compress.models import Cifar, Statistics, build_network, count_flops
+from compress.models import Cifar, Network, Statistics, build_network, count_flops
 from compress.models.cifar import CifarName
-from compress.teacher_logits import StoredTeacher
-from compress.train import EpochReport, Trainee, TrainingState, TrainSettings, new_training_state, train_together
+from compress.teacher_logits import StoredTeacher, TeacherLogitsSettings, open_teacher_logits
+from compress.teacher_logits_writer import Question, new_manifest, sample_views, write_teacher_logits
+from compress.teacher_pass import prepare_pass
+from compress.train import EpochReport, Trainee, TrainSettings, new_training_state, train_together
 
 NUM_CLASSES, NUM_VIEWS = 100, 8
 STATISTICS = Statistics(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
@@ -46,7 +50,7 @@ Turn = Callable[[], float]
 """Trains for one turn and returns the seconds it took."""
 
 
-def network(name: CifarName, seed: int = 0) -> nn.Module:
+def network(name: CifarName, seed: int = 0) -> Network:
     """A fresh network of the literature."""
     torch.manual_seed(seed)
     return build_network(Cifar(name=name), num_classes=NUM_CLASSES, image_size=(32, 32), statistics=STATISTICS)
@@ -62,28 +66,36 @@ def training_data(num_images: int) -> TrainingData:
     return TrainingData(ArraySplit(pixels, labels), ArraySplit(pixels[:2], labels[:2]), views)
 
 
-def conventional(student: CifarName, teacher: CifarName, data: TrainingData, batch_size: int) -> Turn:
+class Case(NamedTuple):
+    """Data and stored answers at one batch size."""
+
+    data: TrainingData
+    answers: StoredTeacher
+    batch_size: int
+
+
+def case_of(batch_size: int, folder: Path) -> Case:
+    """Random images and a store of answers to their views; whose answers they are does not matter to the clock."""
+    data = training_data(STEPS[batch_size] * batch_size)
+    stand_in = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, NUM_CLASSES))
+    asked = prepare_pass(stand_in, sample_views(data.train, data.views, num_samples=8, device=torch.device("cpu")))
+    question = Question("t", "d", data.views, num_images=len(data.train), num_classes=NUM_CLASSES)
+    manifest = new_manifest(TeacherLogitsSettings(), question, asked)
+    for _ in write_teacher_logits(folder, data.train, asked, manifest=manifest):
+        pass
+    return Case(data, open_teacher_logits(folder, read_manifest(folder)), batch_size)
+
+
+def conventional(student: CifarName, teacher: CifarName, case: Case) -> Turn:
     """The loop to compare with."""
-    images = data.train.images(np.arange(len(data.train), dtype=np.int64)).numpy()
-    loop = ConventionalLoop(network(student), network(teacher), images, data.train.labels, batch_size=batch_size)
-    return loop.epoch
+    train = case.data.train
+    images = train.images(np.arange(len(train), dtype=np.int64)).numpy()
+    return ConventionalLoop(network(student), network(teacher), images, train.labels, batch_size=case.batch_size).epoch
 
 
-def ours(student: CifarName, data: TrainingData, batch_size: int, *, precision: Any, num_students: int = 1) -> Turn:
+def ours(student: CifarName, case: Case, *, precision: Any, num_students: int = 1) -> Turn:
     """Our training with stored answers: one epoch of one or several students in a turn."""
-    settings = TrainSettings(epochs=10_000, batch_size=batch_size, precision=precision)
-    shape = (NUM_VIEWS, len(data.train), NUM_CLASSES)
-    answers = StoredTeacher(np.random.default_rng(1).standard_normal(shape).astype(np.float16))
-    trainees = [
-        Trainee(
-            new_training_state(
-                network(student, seed), WTTM(gamma=0.1, beta=3.0), data, settings=settings, teacher=answers
-            ),
-            settings,
-        )
-        for seed in range(num_students)
-    ]
-    reports = train_together(trainees, data, seed=0)
+    reports = train_together(trainees(student, case, precision, num_students), case.data, seed=0)
 
     def turn() -> float:
         started = time.perf_counter()
@@ -93,6 +105,19 @@ def ours(student: CifarName, data: TrainingData, batch_size: int, *, precision: 
         return time.perf_counter() - started
 
     return turn
+
+
+def trainees(student: CifarName, case: Case, precision: Any, num_students: int = 1) -> list[Trainee]:
+    """Students that have not begun."""
+    settings = TrainSettings(epochs=10_000, batch_size=case.batch_size, precision=precision)
+    method = WTTM(gamma=0.1, beta=3.0)
+    return [
+        Trainee(
+            new_training_state(network(student, seed), method, case.data, settings=settings, teacher=case.answers),
+            settings,
+        )
+        for seed in range(num_students)
+    ]
 
 
 def measure(turns: dict[str, Turn], *, seconds: float) -> dict[str, list[float]]:
@@ -113,78 +138,67 @@ def ratio(taken: dict[str, list[float]], name: str, *, num_students: int = 1) ->
     return statistics.median(num_students * slow / fast for slow, fast in pairs)
 
 
-def compare(pair: tuple[CifarName, CifarName], batch_size: int, *, seconds: float) -> dict[str, Any]:
+def compare(pair: tuple[CifarName, CifarName], case: Case, *, seconds: float) -> dict[str, Any]:
     """One pair of networks at one batch size."""
     teacher, student = pair
-    data = training_data(STEPS[batch_size] * batch_size)
     turns = {
-        "conventional": conventional(student, teacher, data, batch_size),
-        "one_student_fp32": ours(student, data, batch_size, precision="float32"),
-        "one_student_bf16": ours(student, data, batch_size, precision="bfloat16"),
-        "six_students_bf16": ours(student, data, batch_size, precision="bfloat16", num_students=6),
+        "conventional": conventional(student, teacher, case),
+        "one_student_fp32": ours(student, case, precision="float32"),
+        "one_student_bf16": ours(student, case, precision="bfloat16"),
     }
-    if batch_size != 64:
-        del turns["six_students_bf16"]
+    if case.batch_size == 64:
+        turns["six_students_bf16"] = ours(student, case, precision="bfloat16", num_students=6)
     taken = measure(turns, seconds=seconds)
-    images = len(data.train)
-    result: dict[str, Any] = {"pair": f"{teacher} -> {student}", "batch_size": batch_size}
-    result["rounds"] = len(taken["conventional"])
-    for name, values in taken.items():
-        num_students = 6 if name.startswith("six") else 1
-        result[name] = {
-            "images_per_second": round(num_students * images / statistics.median(values), 1),
-            "ms_per_step_and_student": round(1000 * statistics.median(values) / STEPS[batch_size] / num_students, 2),
-            "ratio": round(ratio(taken, name, num_students=num_students), 3),
-        }
-    return result
+    return {
+        "pair": f"{teacher} -> {student}",
+        "batch_size": case.batch_size,
+        "rounds": len(taken["conventional"]),
+        **{name: _figures(taken, name, case) for name in taken},
+    }
+
+
+def _figures(taken: dict[str, list[float]], name: str, case: Case) -> dict[str, float]:
+    num_students = 6 if name.startswith("six") else 1
+    median = statistics.median(taken[name])
+    return {
+        "images_per_second": round(num_students * len(case.data.train) / median, 1),
+        "ms_per_step_and_student": round(1000 * median / STEPS[case.batch_size] / num_students, 2),
+        "ratio": round(ratio(taken, name, num_students=num_students), 3),
+    }
 
 
 def main() -> None:
     """Run everything, print it, keep it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=100.0, help="of measuring for each pair and batch size")
+    parser = argparse.ArgumentParser(description="How fast students train.")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of measuring for each pair and batch size")
     seconds = parser.parse_args().seconds
-    device = torch.device("cpu")
     peak = {
-        name: convolution_peak(dtype, device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        name: convolution_peak(dtype, torch.device("cpu"))
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
-    comparisons = [
-        compare(PAIRS[0], 64, seconds=seconds),
-        compare(PAIRS[0], 256, seconds=seconds),
-        compare(PAIRS[1], 64, seconds=seconds / 2),
-    ]
-    for comparison in comparisons:
-        print(json.dumps(comparison), flush=True)
-    small, large, _ = comparisons
-    student = network(PAIRS[0][1])
-    flops_per_image = 3 * count_flops(student, (32, 32))  # the backward pass computes two products for each one
-    state, data = _one_student(64)
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {batch_size: case_of(batch_size, Path(folder) / str(batch_size)) for batch_size in STEPS}
+        small = compare(PAIRS[0], cases[64], seconds=seconds)
+        large = compare(PAIRS[0], cases[256], seconds=seconds)
+        narrow = compare(PAIRS[1], cases[64], seconds=seconds / 2)
+        step = parts_of_a_step(trainees(PAIRS[0][1], cases[64], "bfloat16")[0], cases[64].data)
+    flops_per_image = 3 * count_flops(network(PAIRS[0][1]), (32, 32))  # the backward pass has two products for each
+    images_per_second = small["one_student_bf16"]["images_per_second"]
     result = {
         "one_student_bf16_ratio": small["one_student_bf16"]["ratio"],
         "one_student_fp32_ratio": small["one_student_fp32"]["ratio"],
         "six_students_bf16_ratio": small["six_students_bf16"]["ratio"],
         "batch256_bf16_ratio": large["one_student_bf16"]["ratio"],
-        "images_per_second": small["one_student_bf16"]["images_per_second"],
-        "share_of_peak": round(small["one_student_bf16"]["images_per_second"] * flops_per_image / peak["bf16"], 3),
+        "images_per_second": images_per_second,
+        "share_of_peak": round(images_per_second * flops_per_image / peak["bf16"], 3),
         "peak_gflops": {name: round(value / 1e9) for name, value in peak.items()},
-        "step": parts_of_a_step(state, data),
-        "comparisons": comparisons,
+        "step": step,
+        "comparisons": [small, large, narrow],
         "machine": machine(),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
-
-
-def _one_student(batch_size: int) -> tuple[Trainee, TrainingData]:
-    data = training_data(STEPS[batch_size] * batch_size)
-    settings = TrainSettings(epochs=10_000, batch_size=batch_size, precision="bfloat16")
-    shape = (NUM_VIEWS, len(data.train), NUM_CLASSES)
-    answers = StoredTeacher(np.random.default_rng(1).standard_normal(shape).astype(np.float16))
-    state: TrainingState = new_training_state(
-        network(PAIRS[0][1]), WTTM(gamma=0.1, beta=3.0), data, settings=settings, teacher=answers
-    )
-    return Trainee(state, settings), data
 
 
 def machine() -> dict[str, Any]:
