@@ -25,8 +25,11 @@ CMD ["sh", "-c", "dvc repro && python -m pipelines report"]
 FROM ${BASE} AS serve
 COPY requirements-serve.lock .
 RUN pip install --no-cache-dir --require-hashes -r requirements-serve.lock && useradd --uid 1000 student
-COPY deploy/ /student/
 WORKDIR /student
+COPY compress/ compress/
+COPY pipelines/ pipelines/
+COPY deploy/ deploy/
 USER student
-HEALTHCHECK CMD ["python", "predict.py"]
-CMD ["python", "predict.py"]
+EXPOSE 8000
+HEALTHCHECK CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v2/health/ready')"]
+CMD ["python", "-m", "pipelines", "serve", "deploy", "--host", "0.0.0.0"]

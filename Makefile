@@ -27,8 +27,9 @@ fmt: .venv/installed-dev ## format the code
 	ruff check --fix && ruff format
 
 lock: .venv/installed-dev ## pin the dependencies again
-	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra pipeline pyproject.toml -o requirements.lock
-	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra pipeline --extra dev pyproject.toml -o requirements-dev.lock
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra pipeline --extra serve pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra pipeline --extra serve --extra dev pyproject.toml -o requirements-dev.lock
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header -c requirements.lock requirements-serve.in -o requirements-serve.lock
 
 schema: .venv/installed ## write the JSON schema by which editors complete params.yaml
 	python -m pipelines schema > params.schema.json

@@ -4,9 +4,10 @@ model.onnx            the exported file, byte for byte
 labels.json           class names in the order of the logits
 model_card.md         what it is, what it is for, what was measured, what it was made from
 predict.py            how to use it, with ONNX Runtime and numpy alone
-example.npy           a few images, uint8 (N, H, W, 3), and
-example_logits.npy    what the file answers to them: whoever serves it elsewhere can compare
+golden/               a few images, uint8 (N, H, W, 3), what the file answers to them, and how far another machine may
+                      be off: `python -m compress.verify` compares
 SHA256SUMS            of all of these; `sha256sum -c SHA256SUMS` checks them
+manifest.json         size and SHA-256 of every file: `python -m compress.verify` and the server notice any change
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
+from compress.deploy_manifest import MANIFEST, write_manifest
 from compress.errors import ArtifactError
 from compress.files import write_json
 from compress.fingerprint import file_sha256
 from compress.model_card import DeployFacts, model_card
 from compress.runtime import load_predictor
 from compress.types import ImageArray
+from compress.verify import GOLDEN_FACTS, GOLDEN_IMAGES, GOLDEN_LOGITS, LABELS, MODEL, write_golden
 
-MODEL, LABELS, CARD, SCRIPT, SUMS = "model.onnx", "labels.json", "model_card.md", "predict.py", "SHA256SUMS"
-EXAMPLE, EXAMPLE_LOGITS = "example.npy", "example_logits.npy"
-FILES = (MODEL, LABELS, CARD, SCRIPT, EXAMPLE, EXAMPLE_LOGITS)
+CARD, SCRIPT, SUMS = "model_card.md", "predict.py", "SHA256SUMS"
+FILES = (MODEL, LABELS, CARD, SCRIPT, GOLDEN_IMAGES, GOLDEN_LOGITS, GOLDEN_FACTS)
+TOP_LEVEL = {*(name.partition("/")[0] for name in FILES), SUMS, MANIFEST}
 
 PREDICT = '''\
 """Classify images: python predict.py [images.npy], uint8 RGB pixels of shape (N, {height}, {width}, 3)."""
@@ -34,7 +35,7 @@ import json, pathlib, sys
 import numpy as np, onnxruntime
 
 folder = pathlib.Path(__file__).resolve().parent
-images = np.load(sys.argv[1] if len(sys.argv) > 1 else folder / "example.npy")
+images = np.load(sys.argv[1] if len(sys.argv) > 1 else folder / "golden" / "images.npy")
 session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 logits = session.run(["logits"], {{"image": images}})[0]
 scores = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -71,7 +72,7 @@ def _refuse_foreign_folder(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; choose another folder")
-    foreign = sorted({entry.name for entry in folder.iterdir()} - {*FILES, SUMS})
+    foreign = sorted({entry.name for entry in folder.iterdir()} - TOP_LEVEL)
     if foreign:
         raise ArtifactError(f"{folder} holds other files ({', '.join(foreign)}); move them or choose another folder")
 
@@ -83,8 +84,7 @@ def _write(folder: Path, onnx_path: Path, *, facts: DeployFacts, example_images:
     if file_sha256(folder / MODEL) != predictor.sha256:
         raise ArtifactError(f"{onnx_path} changed while it was copied; run this again when nothing writes to it")
     write_json(folder / LABELS, list(predictor.classes))
-    np.save(folder / EXAMPLE, example_images)
-    np.save(folder / EXAMPLE_LOGITS, predictor(example_images))
+    write_golden(folder, example_images, predictor(example_images))
     (folder / SCRIPT).write_text(PREDICT.format(height=height, width=width), encoding="utf-8")
     card = model_card(
         facts,
@@ -96,6 +96,7 @@ def _write(folder: Path, onnx_path: Path, *, facts: DeployFacts, example_images:
     (folder / CARD).write_text(card, encoding="utf-8")
     sums = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in sorted(FILES))
     (folder / SUMS).write_text(sums, encoding="utf-8")
+    write_manifest(folder)
 
 
 def _swap(written: Path, folder: Path, *, replaced: Path) -> None:

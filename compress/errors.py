@@ -9,6 +9,7 @@ CompressError            shown as one line, exit code 1
 ├── TrainingError        training cannot go on
 ├── ParityError          the exported file does not compute what the network computes
 ├── SelectionError       no student satisfies the constraints
+├── ServeError           the server cannot start, or could not end well (compress.serve.errors)
 └── TrackingError        the tracking server or registry refuses a request a person made
 
 Wrong calls raise ValueError or TypeError; broken invariants of our own fail an assert.

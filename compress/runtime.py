@@ -7,36 +7,23 @@ is what runs and no second file can be opened.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, final
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
 from pydantic import JsonValue
 
 from compress.errors import ArtifactError, DeviceError
+from compress.onnx_session import CURE, class_names, interface, open_session, read_metadata
 from compress.onnx_structure import parts_from_elsewhere
 from compress.types import LogitArray
 
 MAX_BYTES = 2**31 - 1
 """One protobuf message holds no more."""
 
-CURE = "export it again"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-# ONNX Runtime's exceptions have no common ancestor.
-_REFUSALS = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 @final
@@ -82,12 +69,12 @@ def load_predictor(path: Path, *, threads: int = 1, device: Literal["cpu", "cuda
     content = _read(path)
     _refuse_foreign_parts(path, content)
     session = _session(path, content, threads=threads, provider=PROVIDERS[device])
-    image_size, num_logits = _interface(path, session)
-    metadata = {key: _parsed(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    height, width, num_logits = interface(path, session)
+    metadata: dict[str, JsonValue] = read_metadata(session)
     return OnnxPredictor(
         metadata=metadata,
-        classes=_class_names(path, metadata, num_logits),
-        image_size=image_size,
+        classes=class_names(path, metadata, num_logits),
+        image_size=(height, width),
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         _session=session,
@@ -123,47 +110,7 @@ def _session(path: Path, content: bytes, *, threads: int, provider: str) -> ort.
     if provider not in ort.get_available_providers():
         available = ", ".join(ort.get_available_providers())
         raise DeviceError(f"ONNX Runtime has no {provider} here, only {available}; use the CPU")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads that wait by spinning slow down every other session of the process, and what else the machine does.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(content, options, providers=[provider])
-    except _REFUSALS as error:
-        raise ArtifactError(f"{path} is damaged: ONNX Runtime refuses it ({error}); {CURE}") from error
+    session = open_session(path, content, threads=threads, provider=provider)
     if session.get_providers()[0] != provider:
         raise DeviceError(f"ONNX Runtime could not start {provider} and took {session.get_providers()[0]} instead")
     return session
-
-
-def _interface(path: Path, session: ort.InferenceSession) -> tuple[tuple[int, int], int]:
-    """(height, width) and the number of logits."""
-    inputs = [(value.name, value.type, value.shape) for value in session.get_inputs()]
-    outputs = [(value.name, value.type, value.shape) for value in session.get_outputs()]
-    match inputs, outputs:
-        case (
-            [("image", "tensor(uint8)", [str(), int(height), int(width), 3])],
-            [("logits", "tensor(float)", [_, int(num_logits)])],
-        ):
-            return (height, width), num_logits
-        case _:
-            raise ArtifactError(
-                f"{path} takes {inputs} and gives {outputs}; expected uint8 'image' (batch, height, width, 3) "
-                f"and float 'logits' (batch, classes); {CURE}"
-            )
-
-
-def _parsed(text: str) -> JsonValue:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _class_names(path: Path, metadata: dict[str, JsonValue], num_logits: int) -> tuple[str, ...]:
-    names = metadata.get("classes")
-    if not isinstance(names, list) or len(names) != num_logits:
-        raise ArtifactError(f"{path} has {num_logits} logits, and its metadata has the classes {names!r}; {CURE}")
-    return tuple(str(name) for name in names)

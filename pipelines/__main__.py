@@ -253,6 +253,42 @@ def ui(context: typer.Context) -> None:
 
 
 @app.command()
+def serve(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="A deploy folder.")] = Path("deploy"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is reached from everywhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token that requests must show.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, such as limits.max_pixels=10000000.")
+    ] = None,
+) -> None:
+    """Answer pictures over HTTP with the deployed student, after checking that its folder is as it was written.
+
+    Input: `deploy/`. Settings and routes: `docs/serve.md`. SIGTERM and Ctrl-C finish what was begun.
+
+    Example: `compress serve deploy/ --port 8000`
+    """
+    from pipelines import serve as command
+
+    command.run({"folder": folder, "host": host, "port": port, "token_file": token_file}, setting or [])
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A deploy folder.")] = Path("deploy"),
+    manifest_sha256: Annotated[str | None, typer.Option(help="SHA-256 that manifest.json must have.")] = None,
+) -> None:
+    """Check that a deploy folder is as it was written and answers here as it did there.
+
+    Input: `deploy/`. Example: `compress verify deploy/`
+    """
+    from compress.verify import summary, verify_deploy
+
+    print(summary(verify_deploy(folder, manifest_sha256=manifest_sha256)))
+
+
+@app.command()
 def doctor(context: typer.Context) -> None:
     """Print versions, device, DVC and MLflow state, and what is wrong with them.
 

@@ -39,7 +39,7 @@ FACTS = DeployFacts(
     metrics={"expected_calibration_error": 0.0321},
     lineage={"teacher": "ab" * 32, "prepared_data": "cd" * 32},
 )
-NAMES = {"model.onnx", "labels.json", "model_card.md", "predict.py", "example.npy", "example_logits.npy", "SHA256SUMS"}
+NAMES = {"model.onnx", "labels.json", "model_card.md", "predict.py", "golden", "SHA256SUMS", "manifest.json"}
 
 
 def red_and_blue() -> np.ndarray:
@@ -103,7 +103,9 @@ def test_anybody_may_read_the_folder(deployed: Path) -> None:
 def test_checksums_hold_and_notice_a_change(deployed: Path) -> None:
     lines = (deployed / "SHA256SUMS").read_text().splitlines()
     assert dict(line.split("  ")[::-1] for line in lines) == {
-        name: hashlib.sha256((deployed / name).read_bytes()).hexdigest() for name in NAMES - {"SHA256SUMS"}
+        path.relative_to(deployed).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in deployed.rglob("*")
+        if path.is_file() and path.name not in ("SHA256SUMS", "manifest.json")
     }
     tool = shutil.which("sha256sum")
     if tool is None:
@@ -143,9 +145,9 @@ def test_script_is_five_lines_besides_its_imports(deployed: Path) -> None:
 
 
 def test_examples_come_with_the_answers_of_the_file_itself(deployed: Path) -> None:
-    images = np.load(deployed / "example.npy")
+    images = np.load(deployed / "golden" / "images.npy")
     np.testing.assert_array_equal(images, red_and_blue())
-    logits = np.load(deployed / "example_logits.npy")
+    logits = np.load(deployed / "golden" / "logits.npy")
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, colour_logits(images), rtol=1e-6)
 
@@ -191,8 +193,9 @@ def test_class_names_cannot_break_the_card(tmp_path: Path) -> None:
 
 def test_same_model_gives_the_same_bytes(deployed: Path, exported: Path, tmp_path: Path) -> None:
     write_deploy_folder(tmp_path / "again", onnx_path=exported, facts=FACTS, example_images=red_and_blue())
-    for name in NAMES:
-        assert (tmp_path / "again" / name).read_bytes() == (deployed / name).read_bytes()
+    for path in deployed.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "again" / path.relative_to(deployed)).read_bytes() == path.read_bytes()
 
 
 def test_earlier_folder_is_replaced_as_a_whole(deployed: Path, tmp_path: Path) -> None:
@@ -201,15 +204,15 @@ def test_earlier_folder_is_replaced_as_a_whole(deployed: Path, tmp_path: Path) -
     write_deploy_folder(deployed, onnx_path=other, facts=FACTS, example_images=random_images(1))
     assert {entry.name for entry in deployed.iterdir()} == NAMES
     assert (deployed / "model.onnx").read_bytes() == other.read_bytes()
-    assert len(np.load(deployed / "example.npy")) == 1
+    assert len(np.load(deployed / "golden" / "images.npy")) == 1
 
 
 def test_failed_writer_leaves_the_earlier_folder_and_nothing_else(deployed: Path, tmp_path: Path) -> None:
-    before = {entry.name: entry.read_bytes() for entry in deployed.iterdir()}
+    before = {entry.name: entry.read_bytes() for entry in deployed.rglob("*") if entry.is_file()}
     (tmp_path / "damaged.onnx").write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"damaged\.onnx is damaged"):
         write_deploy_folder(deployed, onnx_path=tmp_path / "damaged.onnx", facts=FACTS, example_images=red_and_blue())
-    assert {entry.name: entry.read_bytes() for entry in deployed.iterdir()} == before
+    assert {entry.name: entry.read_bytes() for entry in deployed.rglob("*") if entry.is_file()} == before
     assert {entry.name for entry in tmp_path.iterdir()} == {"deploy", "damaged.onnx", "float32.onnx"}
 
 
