@@ -56,7 +56,7 @@ def ask(
         connection.close()
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Fail if a condition does not come true; the time is a bound on waiting, not a measurement."""
     deadline = time.monotonic() + seconds
     while not condition():
