@@ -1,5 +1,6 @@
 """All stages one after the other, in a project of its own, and what they leave."""
 
+import argparse
 import csv
 import hashlib
 import json
@@ -19,6 +20,7 @@ from PIL import Image
 from compress.artifact import load_card, load_model
 from compress.data.prepared import load_prepared
 from compress.errors import ArtifactError, ModelError, ParamsError, SelectionError
+from compress.models import Cifar, Statistics, build_network
 from compress.runtime import load_predictor
 from compress.torch_predictor import TorchPredictor
 from pipelines import distill, evaluate, export, prepare, report, select, teacher, teacher_logits
@@ -297,3 +299,21 @@ def test_finished_students_are_not_trained_side_by_side_again(
 ) -> None:
     distill.run_all(project)
     assert "0 of 3 students to train: none" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_the_public_code_bases_teaches(project: Path) -> None:
+    """As RepDistiller writes them: weights under `model`, beside settings that are never unpickled."""
+    statistics = Statistics(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    network = build_network(Cifar(name="resnet8"), num_classes=3, image_size=(8, 8), statistics=statistics)
+    path = project / "ckpt_epoch_240.pth"
+    weights = network.backbone.state_dict()
+    torch.save({"opt": argparse.Namespace(learning_rate=0.05), "epoch": 240, "model": weights}, path)
+    model = {"source": "cifar", "name": "resnet8", "checkpoint": str(path)}
+    write_params(project, {**params(project / "pictures"), "teacher": {"model": model}})
+    teacher.run(project)
+    teacher_logits.run(project)
+    distill.run(project, "with_kd")
+    layout = Layout(project)
+    loaded, card = load_model(layout.teacher)
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.backbone.state_dict().items())
+    assert load_card(layout.trained("with_kd", 0, "last")).lineage["teacher_sha256"] == card.saved_sha256
