@@ -120,7 +120,7 @@ def export_quantization_aware(
     """Write a trained network as an 8-bit ONNX file, as `export_onnx` writes others.
 
     Returns:
-        Which of its layers ONNX Runtime runs as integers; all, unless a mean or a shift stands between two of them.
+        Which of its layers ONNX Runtime runs as integers; all, but for a convolution that gives the logits.
 
     Raises:
         ModelError: the network cannot be exported.

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from compress.data.prepared import ArraySplit
 from compress.errors import ModelError
 from compress.quantize import calibration as calibration_module
-from compress.quantize.calibration import NUM_BINS, Entropy, MinMax, Percentile, calibrate
+from compress.quantize.calibration import MAX_CHUNK_IMAGES, NUM_BINS, Entropy, MinMax, Percentile, calibrate
 from compress.quantize.thresholds import entropy_range, percentile_range
 from tests.compress.quantize.conftest import Trained, calibration
 
@@ -104,6 +104,20 @@ def test_images_and_activations_are_let_go_as_the_stream_goes_on(monkeypatch: py
     monkeypatch.setattr(calibration_module, "_finite", watched)
     assert calibrate(model(), stream(), Percentile()).num_images == 80
     assert len(tensors_seen) == 2 * 20
+
+
+def test_a_large_batch_is_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    finite = calibration_module._finite
+    monkeypatch.setattr(
+        calibration_module, "_finite", lambda name, values: sizes.append(len(values)) or finite(name, values)
+    )
+    calibrate(model(), [images(100)], MinMax())
+    assert max(sizes) == MAX_CHUNK_IMAGES
+    sizes.clear()
+    monkeypatch.setattr(calibration_module, "CHUNK_BYTES", 3 * 2 * 4 * 48)  # three images of two tensors
+    calibrate(model(), [images(7)], MinMax())
+    assert sizes == [3, 3, 3, 3, 1, 1]
 
 
 def test_percentile_cuts_a_share_off_the_ends() -> None:
