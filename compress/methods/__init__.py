@@ -28,8 +28,6 @@ from compress.methods.uskd import USKD
 from compress.methods.vitkd import ViTKD
 from compress.methods.wttm import WTTM
 
-WithTeacher = LogitMethod
-"""Methods that learn from a teacher's logits."""
 WithoutTeacher = Annotated[CrossEntropy | LabelSmoothing | TfNKD | TfKDReg | USKD, Field(discriminator="name")]
 """The plain baseline and methods that need no teacher."""
 Composed = Annotated[LogitStandardization | CRD | ITRD | ViTKD | Combination, Field(discriminator="name")]
@@ -60,6 +58,5 @@ __all__ = [
     "TfKDSelf",
     "TfNKD",
     "ViTKD",
-    "WithTeacher",
     "WithoutTeacher",
 ]
