@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,8 +18,10 @@ def fingerprint(parts: dict[str, JsonValue]) -> str:
 
 
 def fingerprint_of_files(paths: Iterable[Path]) -> str:
-    """SHA-256 over the contents of files, in the order of their names."""
-    return fingerprint({path.name: file_sha256(path) for path in sorted(paths)})
+    """SHA-256 over the contents of files and their places below the folder that holds them all."""
+    parents = {path: path.parent for path in paths}
+    common = Path(os.path.commonpath(parents.values()))
+    return fingerprint({path.relative_to(common).as_posix(): file_sha256(path) for path in parents})
 
 
 def file_sha256(path: Path) -> str:

@@ -24,7 +24,7 @@ from compress.data.prepared import PreparedSplit
 from compress.data.view_schedule import ViewSettings
 from compress.data.views import view_images
 from compress.errors import ArtifactError, ParamsError
-from compress.fingerprint import file_sha256, fingerprint
+from compress.fingerprint import fingerprint_of_files
 from compress.logit_journal import (
     ASKED,
     JOURNALS,
@@ -253,7 +253,7 @@ def _code_fingerprint() -> str:
     package = Path(compress.__file__).parent
     files = [package / f"{name}.py" for name in ("device", "logit_rows", "teacher_pass", "tensors")]
     folders = [path for name in ("data", "models") for path in (package / name).rglob("*.py")]
-    return fingerprint({path.relative_to(package).as_posix(): file_sha256(path) for path in [*files, *folders]})
+    return fingerprint_of_files([*files, *folders])
 
 
 __all__ = [

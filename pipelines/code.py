@@ -44,7 +44,7 @@ def code_fingerprint(method: Settings) -> str:
     package = Path(compress.__file__).parent
     files = {package / f"{name.replace('.', '/')}.py" for name in CODE}
     networks = set((package / "models").glob("*.py"))
-    return fingerprint_of_files(sorted(files | networks | _method_files(method)))
+    return fingerprint_of_files(files | networks | _method_files(method))
 
 
 def _method_files(method: Settings) -> set[Path]:

@@ -32,3 +32,13 @@ def test_files_hash_follows_their_contents(tmp_path: Path) -> None:
     assert fingerprint_of_files([second, first]) == before
     second.write_text("3")
     assert fingerprint_of_files([first, second]) != before
+
+
+def test_files_of_one_name_in_two_folders_both_count(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "same.py" for folder in ("first", "second")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("1")
+    before = fingerprint_of_files(files)
+    files[0].write_text("2")
+    assert fingerprint_of_files(files) != before
