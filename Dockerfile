@@ -19,7 +19,7 @@ RUN if [ -n "${TORCH_INDEX}" ]; then \
 COPY . .
 RUN dvc config -q --local core.no_scm true && useradd --create-home --uid 1000 compress && chown -R compress /project
 USER compress
-ENV DO_NOT_TRACK=1
+ENV DO_NOT_TRACK=1 ORT_DISABLE_TELEMETRY=1
 CMD ["sh", "-c", "dvc repro && python -m pipelines report"]
 
 FROM ${BASE} AS serve
@@ -30,6 +30,8 @@ COPY compress/ compress/
 COPY pipelines/ pipelines/
 COPY deploy/ deploy/
 USER student
+# ONNX Runtime 1.31 has telemetry, on unless told otherwise, and warns where it cannot write its cache.
+ENV DO_NOT_TRACK=1 ORT_DISABLE_TELEMETRY=1
 EXPOSE 8000
 HEALTHCHECK CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v2/health/ready')"]
 CMD ["python", "-m", "pipelines", "serve", "deploy", "--host", "0.0.0.0"]

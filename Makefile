@@ -1,21 +1,34 @@
 # Needs Python 3.11 or newer and make. Everything runs in .venv, which is made on first use.
 PYTHON ?= python3
 UV := uv==0.13.8
+PIP_AUDIT := pip-audit==2.10.0
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Every stage is a process that imports torch; without its byte code on disk that takes twice as long.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: repro ui test check fmt lock schema bench
+.PHONY: repro ui test check fmt lock schema bench kill-test fault-test fuzz audit
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed .dvc/scm ## run the whole pipeline on params.yaml and print the table
-	dvc repro && python -m pipelines report
+	python -m pipelines recover && dvc repro && python -m pipelines report
 
 ui: .venv/installed ## serve the MLflow UI on http://127.0.0.1:5000
 	python -m pipelines ui
 
 test: .venv/installed-dev ## run the tests
 	python -m pytest -n auto --dist loadfile
+
+kill-test: .venv/installed-dev ## kill the pipeline at POINTS random moments and compare what it leaves in the end
+	python -m tests.reliability.kill_test --points $(or $(POINTS),50) --seed $(or $(SEED),0) --jobs $(or $(JOBS),2)
+
+fault-test: .venv/installed-dev ## full disks, read-only disks, lost files, memory, damaged files, Ctrl-C: all of tests/reliability
+	python -m pytest -n0 -v tests/reliability
+
+fuzz: .venv/installed-dev ## fuzz every reader of outside bytes for SECONDS of processor time; exit code 1 where one crashes
+	python -m tests.fuzzing --seconds $(or $(SECONDS),300)
+
+audit: .venv/bin/uv ## look for known vulnerabilities of the pinned packages; fails where nobody can be asked
+	uv tool run --from $(PIP_AUDIT) pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock
 
 bench: .venv/installed ## time training beside a conventional loop; writes benchmarks/results/latest.json
 	python -m benchmarks.training
@@ -28,7 +41,7 @@ fmt: .venv/installed-dev ## format the code
 
 lock: .venv/installed-dev ## pin the dependencies again
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra pipeline --extra serve pyproject.toml -o requirements.lock
-	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra pipeline --extra serve --extra dev pyproject.toml -o requirements-dev.lock
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra pipeline --extra serve --extra openvino --extra sign --extra dev pyproject.toml -o requirements-dev.lock
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header -c requirements.lock requirements-serve.in -o requirements-serve.lock
 
 schema: .venv/installed ## write the JSON schema by which editors complete params.yaml

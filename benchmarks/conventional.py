@@ -2,11 +2,17 @@
 
 Pictures are cropped, mirrored and normalised one by one with PIL in a DataLoader, both networks compute in float32 with
 channels first, the teacher runs at every step, and loss and accuracy are read at every step.
+
+It runs in a process of its own, which waits while ours has its turn: how freed memory is kept is a setting of a whole
+process, and ours must not lend it to the other.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -79,3 +85,35 @@ def weighted_transformed_matching(student: torch.Tensor, teacher: torch.Tensor) 
     weight = powered.sum(dim=1)
     target = powered / weight.unsqueeze(1)
     return (weight * F.kl_div(F.log_softmax(student, dim=1), target, reduction="none").sum(dim=1)).mean()
+
+
+Build = Callable[[], ConventionalLoop]
+
+
+class Apart:
+    """A loop in a process of its own that runs an epoch when it is told to."""
+
+    def __init__(self, build: Build) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=_serve, args=(build, theirs), daemon=True)
+        self._process.start()
+        self._connection = ours
+
+    def epoch(self) -> float:
+        """Seconds for all images once."""
+        self._connection.send("epoch")
+        seconds = self._connection.recv()
+        assert isinstance(seconds, float)
+        return seconds
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.send(None)
+        self._process.join()
+
+
+def _serve(build: Build, connection: Connection) -> None:
+    loop = build()
+    while connection.recv() is not None:
+        connection.send(loop.epoch())

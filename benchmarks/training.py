@@ -2,8 +2,9 @@
 
     make bench          # or: python -m benchmarks.training [--seconds 400]
 
-Variants take turns in one process, so whatever else the machine does hits all of them; ratios are medians over rounds.
-Images are random bytes and the weights are fresh: neither changes what a step costs. Written to results/latest.json.
+Variants take turns, so whatever else the machine does hits all of them; ratios are medians over rounds. Images are
+random bytes and the weights are fresh: neither changes what a step costs. The last line is one JSON object, also
+written to results/latest.json.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +25,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.conventional import ConventionalLoop
+from benchmarks.conventional import Apart, ConventionalLoop
 from benchmarks.peak import convolution_peak
-from benchmarks.step_parts import parts_of_a_step
+from benchmarks.step_parts import TimedAnswers, kinds_of_operations, phases_of_a_step
 from compress.batches import TrainingData
 from compress.data.prepared import ArraySplit
 from compress.data.view_schedule import ViewSettings
@@ -34,10 +36,11 @@ from compress.logit_store import read_manifest
 from compress.methods import WTTM
 from compress.models import Cifar, Network, Statistics, build_network, count_flops
 from compress.models.cifar import CifarName
-from compress.teacher_logits import StoredTeacher, TeacherLogitsSettings, open_teacher_logits
+from compress.teacher_logits import TeacherAnswers, TeacherLogitsSettings, open_teacher_logits
 from compress.teacher_logits_writer import Question, new_manifest, sample_views, write_teacher_logits
 from compress.teacher_pass import prepare_pass
-from compress.train import EpochReport, Trainee, TrainSettings, new_training_state, train_together
+from compress.train import train_together
+from compress.training_state import EpochReport, Trainee, TrainSettings, new_training_state
 
 NUM_CLASSES, NUM_VIEWS = 100, 8
 STATISTICS = Statistics(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
@@ -70,7 +73,7 @@ class Case(NamedTuple):
     """Data and stored answers at one batch size."""
 
     data: TrainingData
-    answers: StoredTeacher
+    answers: TeacherAnswers
     batch_size: int
 
 
@@ -86,11 +89,11 @@ def case_of(batch_size: int, folder: Path) -> Case:
     return Case(data, open_teacher_logits(folder, read_manifest(folder)), batch_size)
 
 
-def conventional(student: CifarName, teacher: CifarName, case: Case) -> Turn:
+def conventional(student: CifarName, teacher: CifarName, num_images: int, batch_size: int) -> ConventionalLoop:
     """The loop to compare with."""
-    train = case.data.train
-    images = train.images(np.arange(len(train), dtype=np.int64)).numpy()
-    return ConventionalLoop(network(student), network(teacher), images, train.labels, batch_size=case.batch_size).epoch
+    train = training_data(num_images).train
+    images = train.images(np.arange(num_images, dtype=np.int64)).numpy()
+    return ConventionalLoop(network(student), network(teacher), images, train.labels, batch_size=batch_size)
 
 
 def ours(student: CifarName, case: Case, *, precision: Any, num_students: int = 1) -> Turn:
@@ -141,14 +144,16 @@ def ratio(taken: dict[str, list[float]], name: str, *, num_students: int = 1) ->
 def compare(pair: tuple[CifarName, CifarName], case: Case, *, seconds: float) -> dict[str, Any]:
     """One pair of networks at one batch size."""
     teacher, student = pair
+    loop = Apart(partial(conventional, student, teacher, len(case.data.train), case.batch_size))
     turns = {
-        "conventional": conventional(student, teacher, case),
+        "conventional": loop.epoch,
         "one_student_fp32": ours(student, case, precision="float32"),
         "one_student_bf16": ours(student, case, precision="bfloat16"),
     }
     if case.batch_size == 64:
         turns["six_students_bf16"] = ours(student, case, precision="bfloat16", num_students=6)
     taken = measure(turns, seconds=seconds)
+    loop.close()
     return {
         "pair": f"{teacher} -> {student}",
         "batch_size": case.batch_size,
@@ -181,7 +186,10 @@ def main() -> None:
         small = compare(PAIRS[0], cases[64], seconds=seconds)
         large = compare(PAIRS[0], cases[256], seconds=seconds)
         narrow = compare(PAIRS[1], cases[64], seconds=seconds / 2)
-        step = parts_of_a_step(trainees(PAIRS[0][1], cases[64], "bfloat16")[0], cases[64].data)
+        step = {
+            "phases": _phases(cases[64]),
+            "kinds": kinds_of_operations(trainees(PAIRS[0][1], cases[64], "bfloat16")[0], cases[64].data),
+        }
     flops_per_image = 3 * count_flops(network(PAIRS[0][1]), (32, 32))  # the backward pass has two products for each
     images_per_second = small["one_student_bf16"]["images_per_second"]
     result = {
@@ -196,9 +204,36 @@ def main() -> None:
         "comparisons": [small, large, narrow],
         "machine": machine(),
     }
+    print_tables(result)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
+
+
+def _phases(case: Case) -> dict[str, Any]:
+    answers = TimedAnswers(case.answers)
+    timed = case._replace(answers=answers)
+    return phases_of_a_step(trainees(PAIRS[0][1], timed, "bfloat16")[0], answers, case.data, num_epochs=4)
+
+
+def print_tables(result: dict[str, Any]) -> None:
+    """The figures for people."""
+    for compared in result["comparisons"]:
+        print(f"\n{compared['pair']}, batch {compared['batch_size']}, median of {compared['rounds']} rounds")
+        for name in (key for key, value in compared.items() if isinstance(value, dict)):
+            row = compared[name]
+            speed, step = row["images_per_second"], row["ms_per_step_and_student"]
+            print(f"  {name:20} {speed:8.1f} images/s {step:9.2f} ms a step and student {row['ratio']:7.2f}x")
+    phases = result["step"]["phases"]
+    print("\na step of one bf16 student, batch 64, stored logits")
+    for phase, ms in phases["ms"].items():
+        print(f"  {phase:20} {ms:9.3f} ms {phases['shares'][phase]:7.2%}")
+    kinds = ", ".join(f"{name} {share:.1%}" for name, share in result["step"]["kinds"]["shares"].items())
+    print(f"  by kind of operation: {kinds}")
+    limits = ", ".join(f"{name} {value} GFLOP/s" for name, value in result["peak_gflops"].items())
+    print(
+        f"\npeak of a 3x3 convolution: {limits}; one bf16 student at batch 64 reaches {result['share_of_peak']:.1%}\n"
+    )
 
 
 def machine() -> dict[str, Any]:

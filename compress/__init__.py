@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from compress.runtime import load_predictor
     from compress.teacher_logits import OnlineTeacher, open_teacher_logits
     from compress.teacher_logits_writer import write_teacher_logits
-    from compress.train import TrainSettings, new_training_state, train_epochs, train_together
+    from compress.train import train_epochs, train_together
+    from compress.training_state import TrainSettings, new_training_state
 
 _HOMES = {
     "CompressError": "compress.errors",
@@ -75,9 +76,9 @@ _HOMES = {
     "OnlineTeacher": "compress.teacher_logits",
     "write_teacher_logits": "compress.teacher_logits_writer",
     "open_teacher_logits": "compress.teacher_logits",
-    "TrainSettings": "compress.train",
+    "TrainSettings": "compress.training_state",
     "TrainingData": "compress.batches",
-    "new_training_state": "compress.train",
+    "new_training_state": "compress.training_state",
     "train_epochs": "compress.train",
     "train_together": "compress.train",
     "export_onnx": "compress.export",

@@ -19,6 +19,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator
 
 from compress.errors import ArtifactError, ModelError
 from compress.files import write_whole
+from compress.fingerprint import fingerprint
 from compress.models import ModelSource, Network, Statistics, build_network
 from compress.models.checkpoint import CARD_FILE, WEIGHTS_FILE, parse_safetensors
 from compress.models.network import FiniteFloat
@@ -62,8 +63,13 @@ class ModelCard(Settings):
     """SHA-256 over everything that determines the weights."""
     lineage: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of what it was made from, by name."""
+    origin: dict[str, JsonValue] | None = None
+    """How to train it again (`recipe`), with which code and packages and on which machine it was trained; none where
+    its weights were loaded."""
     weights_sha256: Sha256 | None = None
     """SHA-256 of the weights file; `save_model` fills it in."""
+    card_sha256: Sha256 | None = None
+    """SHA-256 of all other fields; `save_model` fills it in."""
 
     @property
     def saved_sha256(self) -> str:
@@ -75,6 +81,10 @@ class ModelCard(Settings):
         if self.weights_sha256 is None:
             raise ValueError("this card has no weights yet; save_model returns the one that has")
         return self.weights_sha256
+
+    def compute_card_sha256(self) -> str:
+        """What `card_sha256` must be."""
+        return fingerprint(self.model_dump(mode="json", exclude={"card_sha256"}))
 
     @property
     def statistics(self) -> Statistics:
@@ -106,6 +116,7 @@ def save_model(folder: Path, network: Network, card: ModelCard) -> ModelCard:
     }
     weights = safetensors.torch.save(tensors)
     written = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
+    written = written.model_copy(update={"card_sha256": written.compute_card_sha256()})
     content = json.dumps(written.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     try:
         write_whole(folder / WEIGHTS_FILE, weights)
@@ -159,7 +170,7 @@ def load_card(folder: Path) -> ModelCard:
     """
     path = folder / CARD_FILE
     try:
-        return ModelCard.model_validate_json(path.read_bytes())
+        card = ModelCard.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise ArtifactError(f"no model in {folder}: {CARD_FILE} is missing; run the stage that trains it") from error
     except OSError as error:
@@ -170,3 +181,8 @@ def load_card(folder: Path) -> ModelCard:
         raise ArtifactError(
             f"{path} is not a model card of this version ({where}: {first['msg']}); run the stage that trains it again"
         ) from error
+    if card.card_sha256 not in (None, card.compute_card_sha256()):
+        raise ArtifactError(
+            f"{path} was changed after it was written: its SHA-256 does not fit; run the stage that trains it again"
+        )
+    return card

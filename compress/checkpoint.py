@@ -2,25 +2,27 @@
 
 A folder belongs to one fingerprint: everything that determines the result. Changed settings, data, teacher or code
 give another fingerprint and so another folder; a state of other settings can not be picked up by mistake.
-The index file names the newest states with their SHA-256. It is replaced last, and the state before the newest is
-kept, so that a kill at any moment leaves at least one whole state behind.
+A new state is read back from the disk before anything names it. Then the index file, which names the newest states
+with their SHA-256, is replaced; and only then the state before the one before goes. A kill or a loss of power at any
+moment leaves at least one whole state behind, at most one interval old.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, cast, final
 
 import torch
 
 from compress.errors import TrainingError
-from compress.files import write_json
+from compress.files import sync_folder, write_json
 from compress.fingerprint import file_sha256
 
 INDEX = "index.json"
@@ -40,10 +42,16 @@ class CheckpointFolder:
         """Hold the folder for this process.
 
         Raises:
-            TrainingError: another process is training the same thing.
+            TrainingError: another process is training the same thing, or the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise TrainingError(
+                f"cannot keep checkpoints in {self.folder}: {error.strerror}; make the folder writable"
+            ) from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -54,20 +62,31 @@ class CheckpointFolder:
             yield
 
     def save(self, epoch: int, state: dict[str, Any]) -> None:
-        """Write the state of a finished epoch and make it the newest."""
+        """Write the state of a finished epoch, read it back and make it the newest.
+
+        Raises:
+            TrainingError: the disk is full or fails; the states before are as they were.
+        """
         name = f"epoch_{epoch:05d}.pt"
         temporary = self.folder / f"{name}.tmp"
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        entry = {"file": name, "sha256": file_sha256(temporary)}
-        temporary.replace(self.folder / name)
-        kept = [entry, *(old for old in self._entries() if old["file"] != name)][:NUM_KEPT]
-        write_json(self.folder / INDEX, {"fingerprint": self.fingerprint, "states": kept})
-        for path in self.folder.glob("epoch_*"):
-            if path.name not in {old["file"] for old in kept}:
-                path.unlink()
+        try:
+            sha256 = _write_synced(temporary, state)
+            if file_sha256(temporary) != sha256:
+                raise OSError(None, "it reads back other bytes than were written")
+            temporary.replace(self.folder / name)
+            sync_folder(self.folder)
+            entry = {"file": name, "sha256": sha256}
+            kept = [entry, *(old for old in self._entries() if old["file"] != name)][:NUM_KEPT]
+            write_json(self.folder / INDEX, {"fingerprint": self.fingerprint, "states": kept})
+            for path in self.folder.glob("epoch_*"):
+                if path.name not in {old["file"] for old in kept}:
+                    path.unlink()
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise TrainingError(
+                f"the checkpoint of epoch {epoch} cannot be kept in {self.folder}: {error.strerror}; make room or the "
+                "folder writable and run again: training goes on from the checkpoint before"
+            ) from error
 
     def load(self) -> dict[str, Any] | None:
         """The newest whole state, or None to start from the beginning."""
@@ -82,8 +101,68 @@ class CheckpointFolder:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _entries(self) -> list[dict[str, str]]:
+        """What the index names; nothing where it is damaged or somebody else's."""
         try:
-            index = json.loads((self.folder / INDEX).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            index = json.loads((self.folder / INDEX).read_bytes())
+        except (OSError, ValueError):
             return []
-        return index["states"] if index.get("fingerprint") == self.fingerprint else []
+        match index:
+            case {"fingerprint": self.fingerprint, "states": list(states)}:
+                return [entry for entry in states if _is_entry(entry)]
+            case _:
+                return []
+
+
+def _is_entry(entry: Any) -> bool:
+    match entry:
+        case {"file": str(name), "sha256": str()}:
+            return Path(name).name == name
+        case _:
+            return False
+
+
+def _write_synced(path: Path, state: dict[str, Any]) -> str:
+    """Write a state through to the disk, out of the cache; the SHA-256 of what should be there.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    with path.open("wb") as file:
+        hashed = _Hashed(file)
+        try:
+            torch.save(state, cast(IO[bytes], hashed))
+        except RuntimeError:  # torch's writer replaces the exception of the file below it
+            if hashed.error is None:
+                raise
+            raise hashed.error from None
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # so that reading it back asks the disk
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return hashed.sha256
+
+
+@final
+class _Hashed:
+    """A file for torch.save that hashes what passes through and remembers why it failed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.error: OSError | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of everything written."""
+        return self._hash.hexdigest()
+
+    def write(self, content: bytes | memoryview) -> int:
+        self._hash.update(content)
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()

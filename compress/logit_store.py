@@ -26,13 +26,15 @@ from compress.files import write_json
 from compress.fingerprint import fingerprint
 from compress.logit_rows import RowFormat, StoredType, row_format
 from compress.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
-from compress.teacher_pass import PassPrecision, ResolvedPrecision
+from compress.teacher_pass import PassBackend, PassPrecision, ResolvedPrecision
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST, LOGITS = "manifest.json", "logits.npy"
 READ_SIZE = 1 << 18
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=2**28)]
+"""More than there are images or classes, and a number that numpy takes as a size of rows."""
 
 
 class Computation(Settings):
@@ -45,15 +47,17 @@ class Computation(Settings):
     """Of the CPU."""
     batch_size: PositiveInt
     folded_batch_norms: NonNegativeInt
-    """Batch normalisations that were made part of a convolution."""
+    """Batch normalisations that were made part of a convolution before torch was asked."""
+    runtime: str
+    """What computed, with its version."""
     torch: str
-    """Its version."""
+    """Its version; it makes the views' pixels into floats, whatever computes."""
 
 
 class TeacherLogitsManifest(Settings):
     """Whose answers a store holds, and how exactly."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     enabled: bool
     teacher_sha256: str
     data_fingerprint: str
@@ -61,9 +65,11 @@ class TeacherLogitsManifest(Settings):
     dtype: StoredType
     top_k: PositiveInt | None = None
     """Logits kept of each view; the other classes share their probability evenly. None: all are kept."""
-    shape: tuple[int, int, int]
+    shape: tuple[Count, Count, Count]
     """Views, images, classes; zeros when the store is switched off."""
     precision: PassPrecision = "float32"
+    """What was asked for; a teacher that runs while students train takes it as well."""
+    backend: PassBackend = "torch"
     """What was asked for; a teacher that runs while students train takes it as well."""
     max_precision_error: PositiveFloat = 0.1
     """What was accepted of it, where it was auto."""
@@ -165,6 +171,9 @@ def read_manifest(folder: Path) -> TeacherLogitsManifest:
         raise ArtifactError(
             f"{path} is damaged or of another version ({place}: {first['msg']}); {cure} again"
         ) from error
+    keeps_too_many = manifest.enabled and manifest.top_k is not None and manifest.top_k >= manifest.shape[2]
+    if len(manifest.chunk_sha256) != manifest.num_chunks or keeps_too_many:
+        raise ArtifactError(f"{path} is damaged: its numbers do not fit together; {cure} again")
     if manifest.compute_sha256() != manifest.sha256:
         raise ArtifactError(f"{path} was changed after it was written: its SHA-256 does not fit; {cure} again")
     return manifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -38,18 +37,24 @@ class DeployFacts(Settings):
     """Settings of its model."""
     method: str
     """How it was trained, by the method's name."""
-    num_parameters: NonNegativeInt
-    flops: NonNegativeInt
+    form: str = "float32"
+    """Arithmetic of the file: float32, or the name of a quantiser."""
+    form_notes: tuple[str, ...] = ()
+    """What a form other than float32 loses, and where it answers something else; sentences."""
+    num_parameters: NonNegativeInt | None = None
+    flops: NonNegativeInt | None = None
     """Floating-point operations for one image."""
-    accuracy_validation: Fraction
-    """Top-1; the student was chosen by it."""
-    accuracy_test: Fraction
+    accuracy_validation: Fraction | None = None
+    """Top-1; the student was chosen by it. None, here and below, for what was not measured."""
+    accuracy_test: Fraction | None = None
     """Top-1; nothing was chosen by it."""
-    num_images_test: PositiveInt
-    latency_ms: PositiveFloat
+    num_images_test: PositiveInt | None = None
+    latency_ms: PositiveFloat | None = None
     """Median time to answer one image."""
-    machine: str
+    machine: str | None = None
     """Processor, threads and runtime version that the latency was measured with."""
+    license: str | None = None
+    """SPDX expression under which the file may be used; None where nobody said."""
     data: str
     """What it was trained and measured on, in words."""
     preprocessing: dict[str, JsonValue]
@@ -60,6 +65,13 @@ class DeployFacts(Settings):
     """Further measurements by name, units in the names; shown as they are."""
     lineage: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of what it was made from, by name."""
+    requirements: dict[str, str] = Field(default_factory=dict)
+    """Versions of the Python packages that run it, by name."""
+
+    @property
+    def learnt_from_teacher(self) -> bool:
+        """Whether the teacher is among what it was made from; else it was only measured against it."""
+        return self.teacher is not None and any(name.startswith("teacher") for name in self.lineage)
 
 
 def model_card(
@@ -86,7 +98,7 @@ def model_card(
 def _what_it_is(facts: DeployFacts, classes: Sequence[str]) -> str:
     return (
         f"An image classifier with {len(classes)} classes: `{_compact(facts.architecture)}`, trained with "
-        f"`{facts.method}`, in one ONNX file that runs in ONNX Runtime without anything beside it "
+        f"`{facts.method}`, in one ONNX file ({facts.form}) that runs in ONNX Runtime without anything beside it "
         f"(`python predict.py`). Chosen because: {facts.reason}."
     )
 
@@ -101,39 +113,51 @@ def _limits(classes: Sequence[str]) -> str:
 
 
 def _measurements(facts: DeployFacts, size_bytes: int) -> str:
-    accuracy = facts.accuracy_test
-    standard_error = math.sqrt(accuracy * (1 - accuracy) / facts.num_images_test)
-    rows = [
-        ("top-1 accuracy on test", f"{accuracy:.2%}"),
-        ("top-1 accuracy on validation", f"{facts.accuracy_validation:.2%}"),
-        ("latency, one image, median, ms", f"{facts.latency_ms:.3f}"),
-        ("file size, MB (1e6 bytes)", f"{size_bytes / 1e6:.3f}"),
-        ("parameters", f"{facts.num_parameters:,}"),
-        ("floating-point operations, one image", f"{facts.flops:,}"),
-        *((name, f"{value:.4g}") for name, value in facts.metrics.items()),
+    teacher = facts.teacher
+    rows: list[tuple[str, str | None, str]] = [
+        (
+            "top-1 accuracy on test",
+            _format(facts.accuracy_test, ".2%"),
+            f"{teacher.accuracy_test:.2%}" if teacher else "",
+        ),
+        ("top-1 accuracy on validation", _format(facts.accuracy_validation, ".2%"), ""),
+        (
+            "latency, one image, median, ms",
+            _format(facts.latency_ms, ".3f"),
+            f"{teacher.latency_ms:.3f}" if teacher else "",
+        ),
+        ("file size, MB (1e6 bytes)", f"{size_bytes / 1e6:.3f}", f"{teacher.size_bytes / 1e6:.3f}" if teacher else ""),
+        ("parameters", _format(facts.num_parameters, ","), ""),
+        ("floating-point operations, one image", _format(facts.flops, ","), ""),
+        *((name, f"{value:.4g}", "") for name, value in facts.metrics.items()),
     ]
-    if facts.teacher is None:
-        lines = ["| | this model |", "|---|---:|"]
-        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
-    else:
-        beside = (
-            f"{facts.teacher.accuracy_test:.2%}",
-            "",
-            f"{facts.teacher.latency_ms:.3f}",
-            f"{facts.teacher.size_bytes / 1e6:.3f}",
+    head = ["| | this model | its teacher |", "|---|---:|---:|"] if teacher else ["| | this model |", "|---|---:|"]
+    lines = [
+        f"| {_cell(name)} | {_cell(value or 'not measured')} |" + (f" {beside} |" if teacher else "")
+        for name, value, beside in rows
+    ]
+    return "\n\n".join(["\n".join([*head, *lines]), _how_measured(facts), *facts.form_notes])
+
+
+def _how_measured(facts: DeployFacts) -> str:
+    notes: list[str] = []
+    if facts.accuracy_test is not None and facts.num_images_test is not None:
+        standard_error = math.sqrt(facts.accuracy_test * (1 - facts.accuracy_test) / facts.num_images_test)
+        notes.append(
+            f"Test: {facts.num_images_test} images, standard error {standard_error:.2%}; nothing was chosen on them."
         )
-        lines = ["| | this model | its teacher |", "|---|---:|---:|"]
-        lines += [
-            f"| {_cell(name)} | {_cell(value)} | {other} |"
-            for (name, value), other in itertools.zip_longest(rows, beside, fillvalue="")
-        ]
-    note = (
-        f"Test: {facts.num_images_test} images, standard error {standard_error:.2%}; nothing was chosen on them. "
-        f"Validation: used to choose among students, so a little too good. Latency: {facts.machine}"
-        + ("" if facts.teacher is None else "; student and teacher were measured in turns in one process")
-        + ". All of it on the exported files."
-    )
-    return "\n".join(lines) + f"\n\n{note}"
+    if facts.accuracy_validation is not None:
+        notes.append("Validation: used to choose among students, so a little too good.")
+    if facts.machine is not None:
+        in_turns = "" if facts.teacher is None else "; student and teacher were measured in turns in one process"
+        notes.append(f"Latency: {facts.machine}{in_turns}.")
+    if facts.accuracy_test is not None:
+        notes.append("All of it on the exported files.")
+    return " ".join(notes) or "Nothing was measured on this file."
+
+
+def _format(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)
 
 
 def _images(facts: DeployFacts, image_size: tuple[int, int]) -> str:
@@ -157,12 +181,20 @@ def _class_list(classes: Sequence[str]) -> str:
 
 def _origin(facts: DeployFacts, sha256: str) -> str:
     lines = [
+        f"- licence: {facts.license or 'not stated'}",
         f"- data: {facts.data}",
-        f"- teacher: {'none' if facts.teacher is None else f'`{_compact(facts.teacher.architecture)}`'}",
+        f"- teacher: {_teacher_in_words(facts)}",
         f"- SHA-256 of `model.onnx`: `{sha256}`",
         *(f"- SHA-256 of {_words(name)}: `{digest}`" for name, digest in sorted(facts.lineage.items())),
     ]
     return "\n".join(lines)
+
+
+def _teacher_in_words(facts: DeployFacts) -> str:
+    if facts.teacher is None:
+        return "none"
+    architecture = f"`{_compact(facts.teacher.architecture)}`"
+    return architecture if facts.learnt_from_teacher else f"none; measured beside {architecture}"
 
 
 def _compact(architecture: dict[str, JsonValue]) -> str:

@@ -18,8 +18,18 @@ from compress.errors import ParamsError
 from compress.methods import FeatureMethod, Method, SelfFeatureMethod, TeacherFreeMethod, TeacherMethod
 from compress.methods.base import Alone, FeatureLoss, Pair, Samples, SelfFeatureLoss, shapes_of
 from compress.models import Network, probe
+from compress.resident_teacher import Places, ResidentTeacher
 from compress.teacher_logits import OnlineTeacher, StoredTeacher, TeacherAnswers
-from compress.types import Answer, FloatImages, IndexArray, Labels, LossTerms
+from compress.tensors import to_device
+from compress.types import Answer, FloatImages, IndexArray, Labels, Logits, LossTerms, Scalar
+
+
+class Taught(NamedTuple):
+    """The teacher's part of a step as tensors: a step that was recorded reads nothing else."""
+
+    logits: Logits
+    factor: Scalar
+    """Of the soft term, in this epoch."""
 
 
 class StepInput(NamedTuple):
@@ -31,19 +41,45 @@ class StepInput(NamedTuple):
     slots: IndexArray
     epoch: int
     """Counted from 1."""
+    whole: IndexArray
+    """Indices of the whole batch. Of several processes each has a part of it; one process has all of it."""
+    places: Places | None = None
+    """Where indices and slots are on the training device already."""
+    taught: Taught | None = None
+    """What the teacher says, where it was asked beforehand."""
 
     @property
     def samples(self) -> Samples:
         """What a loss with a memory is told about the batch."""
-        return Samples(self.labels, torch.from_numpy(self.indices).to(self.images.device), self.epoch)
+        if self.places is not None and len(self.places.indices) == len(self.indices):  # not of one rank's part only
+            return Samples(self.labels, self.places.indices, self.epoch)
+        return Samples(self.labels, to_device(torch.from_numpy(self.indices), self.images.device), self.epoch)
+
+
+class Heard(NamedTuple):
+    """What student and teacher say of a batch; a method that compares features hears those too."""
+
+    student: torch.Tensor | Answer
+    teacher: torch.Tensor | Answer | None = None
 
 
 class Objective(nn.Module, ABC):
-    """The loss of one student. Its parameters are trained and its buffers kept with the student's."""
+    """The loss of one student. Its parameters are trained and its buffers kept with the student's.
 
-    @abstractmethod
+    Asking is apart from comparing, because several processes ask about a part of the batch each and compare all of it.
+    """
+
     def forward(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> LossTerms:
         """Run the student on a batch in `dtype` and compare."""
+        return self.compare(self.ask(network, batch, dtype), batch)
+
+    @abstractmethod
+    def ask(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> Heard:
+        """Run the student on a batch in `dtype`, and get the teacher's answers."""
+
+    @abstractmethod
+    def compare(self, heard: Heard, batch: StepInput) -> LossTerms:
+        """The loss of a batch, whose images are not looked at again."""
 
 
 @final
@@ -54,8 +90,12 @@ class LabelsObjective(Objective):
         super().__init__()
         self.method = method
 
-    def forward(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> LossTerms:
-        return self.method(_logits(network, batch.images, dtype), batch.labels)
+    def ask(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> Heard:
+        return Heard(_logits(network, batch.images, dtype))
+
+    def compare(self, heard: Heard, batch: StepInput) -> LossTerms:
+        assert isinstance(heard.student, torch.Tensor)
+        return self.method(heard.student, batch.labels)
 
 
 @final
@@ -67,11 +107,24 @@ class LogitObjective(Objective):
         self.method = method
         self.teacher = teacher
 
-    def forward(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> LossTerms:
+    def ask(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> Heard:
         student = _logits(network, batch.images, dtype)
-        teacher = self.teacher.logits(batch.images, batch.indices, batch.slots)
-        terms = self.method(student, teacher, batch.labels)
-        return LossTerms(terms.hard, self.method.ramp(batch.epoch) * terms.soft)
+        return Heard(student, self.taught(batch))
+
+    def taught(self, batch: StepInput) -> Logits:
+        """The teacher's logits for a batch, by the shortest way."""
+        if batch.taught is not None:
+            return batch.taught.logits
+        if batch.places is not None and isinstance(self.teacher, ResidentTeacher):
+            return self.teacher.at(batch.places)
+        return self.teacher.logits(batch.images, batch.indices, batch.slots)
+
+    def compare(self, heard: Heard, batch: StepInput) -> LossTerms:
+        assert isinstance(heard.student, torch.Tensor)
+        assert isinstance(heard.teacher, torch.Tensor)
+        terms = self.method(heard.student, heard.teacher, batch.labels)
+        factor = self.method.ramp(batch.epoch) if batch.taught is None else batch.taught.factor
+        return LossTerms(terms.hard, factor * terms.soft)
 
 
 @final
@@ -83,9 +136,14 @@ class FeatureObjective(Objective):
         self.loss = loss
         self.teacher = teacher
 
-    def forward(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> LossTerms:
+    def ask(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> Heard:
         student = _answer(network, batch.images, dtype)
-        return self.loss(student, self.teacher.answer(batch.images), batch.samples)
+        return Heard(student, self.teacher.answer(batch.images))
+
+    def compare(self, heard: Heard, batch: StepInput) -> LossTerms:
+        assert isinstance(heard.student, Answer)
+        assert isinstance(heard.teacher, Answer)
+        return self.loss(heard.student, heard.teacher, batch.samples)
 
 
 @final
@@ -96,8 +154,12 @@ class SelfFeatureObjective(Objective):
         super().__init__()
         self.loss = loss
 
-    def forward(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> LossTerms:
-        return self.loss(_answer(network, batch.images, dtype), batch.samples)
+    def ask(self, network: nn.Module, batch: StepInput, dtype: torch.dtype) -> Heard:
+        return Heard(_answer(network, batch.images, dtype))
+
+    def compare(self, heard: Heard, batch: StepInput) -> LossTerms:
+        assert isinstance(heard.student, Answer)
+        return self.loss(heard.student, batch.samples)
 
 
 def bind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright
 from compress.errors import ArtifactError
 
 CURE = "export it again"
+LONGEST_SHOWN = 200
+"""Characters of foreign text in a message."""
 
 # ONNX Runtime's exceptions have no common ancestor.
 REFUSALS = (
@@ -48,10 +51,15 @@ def open_session(path: Path, content: bytes, *, threads: int, provider: str) -> 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute()))
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(content, options, providers=[provider])
+        session = ort.InferenceSession(content, options, providers=[provider])
+        # ONNX Runtime decodes names and metadata when they are asked for, and so finds out late that they are no text.
+        _ = _values(session.get_inputs()), _values(session.get_outputs()), session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is damaged: its names or metadata are no text; {CURE}") from error
     except REFUSALS as error:
         reason = " ".join(str(error).split())
         raise ArtifactError(f"{path} is damaged: ONNX Runtime refuses it ({reason}); {CURE}") from error
+    return session
 
 
 def interface(path: Path, session: ort.InferenceSession) -> Interface:
@@ -60,8 +68,7 @@ def interface(path: Path, session: ort.InferenceSession) -> Interface:
     Raises:
         ArtifactError: it is not what exported files take and give.
     """
-    inputs = [(value.name, value.type, value.shape) for value in session.get_inputs()]
-    outputs = [(value.name, value.type, value.shape) for value in session.get_outputs()]
+    inputs, outputs = _values(session.get_inputs()), _values(session.get_outputs())
     match inputs, outputs:
         case (
             [("image", "tensor(uint8)", [str(), int(height), int(width), 3])],
@@ -88,12 +95,17 @@ def class_names(path: Path, metadata: dict[str, Any], num_logits: int) -> tuple[
     """
     names = metadata.get("classes")
     if not isinstance(names, list) or len(names) != num_logits:
-        raise ArtifactError(f"{path} has {num_logits} logits, and its metadata has the classes {names!r}; {CURE}")
+        shown = repr(names)[:LONGEST_SHOWN]
+        raise ArtifactError(f"{path} has {num_logits} logits, and its metadata has the classes {shown}; {CURE}")
     return tuple(str(name) for name in names)
+
+
+def _values(described: Sequence[Any]) -> list[tuple[str, str, list[Any]]]:
+    return [(value.name, value.type, value.shape) for value in described]
 
 
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -19,7 +19,7 @@ def parts_from_elsewhere(model: ModelProto) -> list[str]:
     A tensor kept in another file can be made to read any file of the machine that loads it, an operator of another
     domain runs only where somebody installed it, and a function is a second way to say what a node does.
     """
-    nodes = list(_nodes(model.graph))
+    nodes = list(all_nodes(model.graph))
     external = {tensor.name or "unnamed" for tensor in _tensors(model) if tensor.data_location == EXTERNAL}
     foreign = {f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in STANDARD_DOMAINS}
     functions = {f"{function.domain}.{function.name}" for function in model.functions}
@@ -27,13 +27,19 @@ def parts_from_elsewhere(model: ModelProto) -> list[str]:
     return [f"{kind}: {', '.join(sorted(names))}" for kind, names in named if names]
 
 
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """Nodes of a graph and of the graphs inside its nodes."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             for inner in _graphs(attribute):
-                yield from _nodes(inner)
+                yield from all_nodes(inner)
+
+
+def taken_names(node: NodeProto) -> set[str]:
+    """Names of the values that a node takes, itself or in a graph inside it."""
+    inner = (each for attribute in node.attribute for graph in _graphs(attribute) for each in all_nodes(graph))
+    return {name for each in (node, *inner) for name in each.input}
 
 
 def _graphs(attribute: AttributeProto) -> list[GraphProto]:

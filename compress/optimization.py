@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from compress.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Settings
 
@@ -132,6 +133,36 @@ Schedule = Annotated[Constant | Cosine | Step | OneCycle, Field(discriminator="n
 
 def _cosine_between(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def update_average_(average: AveragedModel, network: nn.Module) -> None:
+    """Move an average towards a network after a step; the first time it becomes the network.
+
+    The same bits as `AveragedModel.update_parameters`, without its copy to the device for every type of tensor.
+    """
+    if int(average.n_averaged) == 0:  # lies on the host: `AveragedModel` was given no device
+        for own, other in zip(*_averaged(average, network), strict=True):
+            own.copy_(other)
+    else:
+        move_average_(average, network)
+    average.n_averaged += 1
+
+
+def move_average_(average: AveragedModel, network: nn.Module) -> None:
+    """The part of `update_average_` that a device does: one launch for all floating-point tensors."""
+    assert average.multi_avg_fn is not None
+    pairs = list(zip(*_averaged(average, network), strict=True))
+    for is_floating in (True, False):
+        chosen = [pair for pair in pairs if pair[0].is_floating_point() == is_floating]
+        if chosen:
+            own, others = zip(*chosen, strict=True)
+            average.multi_avg_fn(own, others, 0)  # the decay alone counts, not the number averaged
+
+
+def _averaged(average: AveragedModel, network: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """All that is averaged, and what it is averaged from: batch statistics too."""
+    own, others = ([*module.parameters(), *module.buffers()] for module in (average.module, network))
+    return [each.detach() for each in own], [each.detach() for each in others]
 
 
 def set_learning_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -13,12 +13,15 @@ from typing import Literal, final
 
 import numpy as np
 import onnxruntime as ort
+from jaxtyping import Float32
 from pydantic import JsonValue
 
 from compress.errors import ArtifactError, DeviceError
 from compress.onnx_session import CURE, class_names, interface, open_session, read_metadata
 from compress.onnx_structure import parts_from_elsewhere
-from compress.types import LogitArray
+
+# As in compress.types, which imports torch.
+LogitArray = Float32[np.ndarray, "B C"]
 
 MAX_BYTES = 2**31 - 1
 """One protobuf message holds no more."""

@@ -19,11 +19,11 @@ from compress.data.prepared import PreparedSplit
 from compress.data.views import view_images
 from compress.device import DeviceName
 from compress.errors import ArtifactError, ParamsError
-from compress.logit_rows import StoredType
+from compress.logit_rows import ByteRows, StoredType
 from compress.logit_store import LOGITS, TeacherLogitsManifest, check_rows, read_manifest
 from compress.models import Network
 from compress.settings import PositiveFloat, PositiveInt, Settings
-from compress.teacher_pass import PassPrecision, ResolvedPrecision, computing_in
+from compress.teacher_pass import PassBackend, PassPrecision, ResolvedPrecision, TeacherPass, computing_in
 from compress.tensors import as_float_images
 from compress.types import Answer, FloatImages, IndexArray, Logits
 
@@ -46,6 +46,10 @@ class TeacherLogitsSettings(Settings):
     """Precision of the teacher, whether its answers are stored or it runs while students train: float32,
     tensorfloat32 (GPU), bfloat16 (about twice as fast), or auto: the fastest whose largest logit difference from
     float32 on 256 views is at most max_precision_error."""
+    backend: PassBackend = "torch"
+    """What computes the teacher's logits on a CPU: torch, onnxruntime (float32), openvino (an extra, float32 or
+    bfloat16), or auto: the fastest measured here. In float32 all differ by rounding only; a teacher that a back-end
+    can not take is run by torch."""
     max_precision_error: PositiveFloat = 0.1
     """With precision: auto, the largest logit difference that is accepted. 0.1 changes the ratio of two probabilities
     by a tenth at most; bfloat16 usually stays below it."""
@@ -63,6 +67,10 @@ class TeacherLogitsSettings(Settings):
             raise ValueError(f"top_k keeps float16 logits: leave out top_k or dtype: {self.dtype}")
         if "max_precision_error" in self.model_fields_set and self.precision != "auto":
             raise ValueError("max_precision_error has an effect with precision: auto only; leave it out")
+        if self.backend == "onnxruntime" and self.precision not in ("auto", "float32"):
+            raise ValueError(f"backend: onnxruntime computes in float32, not {self.precision}; leave out one of them")
+        if self.backend == "openvino" and self.precision == "tensorfloat32":
+            raise ValueError("backend: openvino computes on the CPU, which has no tensorfloat32; leave out one of them")
         return self
 
 
@@ -78,12 +86,20 @@ class TeacherAnswers(ABC):
 class OnlineTeacher(TeacherAnswers):
     """Runs the network at every step. The network is frozen and put in evaluation mode, for good.
 
-    Without a precision it computes as the surrounding code does.
+    Without a precision it computes as the surrounding code does. `logits_from` is a faster way to the same network's
+    logits; features come from the network itself.
     """
 
-    def __init__(self, network: nn.Module, precision: ResolvedPrecision | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        precision: ResolvedPrecision | None = None,
+        *,
+        logits_from: TeacherPass | None = None,
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
         self._precision: ResolvedPrecision | None = precision
+        self._ask = logits_from or self._ask_network
         # Students that train side by side ask about the very same tensor one after the other.
         self._last_logits: tuple[FloatImages, Logits] | None = None
         self._last_answer: tuple[FloatImages, Answer] | None = None
@@ -92,8 +108,7 @@ class OnlineTeacher(TeacherAnswers):
     def logits(self, images: FloatImages, indices: IndexArray, slots: IndexArray) -> Logits:
         self._check()
         if self._last_logits is None or self._last_logits[0] is not images:
-            with self._computing(images.device):
-                self._last_logits = images, self.network(images).float()
+            self._last_logits = images, self._ask(images)
         return self._last_logits[1]
 
     @torch.no_grad()
@@ -109,6 +124,10 @@ class OnlineTeacher(TeacherAnswers):
             with self._computing(images.device):
                 self._last_answer = images, self.network.answer(images)
         return self._last_answer[1]
+
+    def _ask_network(self, images: FloatImages) -> Logits:
+        with self._computing(images.device):
+            return self.network(images).float()
 
     def _computing(self, device: torch.device) -> AbstractContextManager[None]:
         return nullcontext() if self._precision is None else computing_in(self._precision, device)
@@ -128,6 +147,11 @@ class StoredTeacher(TeacherAnswers):
         shape = (manifest.num_rows, self._format.row_bytes)
         # As a plain array: indexing np.memmap itself costs several times as much.
         self._rows = np.asarray(np.memmap(path, np.uint8, mode="r", offset=len(manifest.header), shape=shape))
+
+    @property
+    def rows(self) -> ByteRows:
+        """All rows as they stand in the file; read only, mapped into memory."""
+        return self._rows
 
     def logits(self, images: FloatImages, indices: IndexArray, slots: IndexArray) -> Logits:
         # Checks both ranges, where slot * images + index would reach into another slot.

@@ -74,6 +74,7 @@ def new_manifest(settings: TeacherLogitsSettings, question: Question, teacher: T
         threads=torch.get_num_threads(),
         batch_size=settings.batch_size or BATCH_SIZE[teacher.device.type],
         folded_batch_norms=teacher.num_folded,
+        runtime=teacher.runtime,
         torch=str(torch.__version__),
     )
     return TeacherLogitsManifest(
@@ -85,6 +86,7 @@ def new_manifest(settings: TeacherLogitsSettings, question: Question, teacher: T
         top_k=settings.top_k,
         shape=(question.views.num_slots, question.num_images, question.num_classes),
         precision=settings.precision,
+        backend=settings.backend,
         max_precision_error=settings.max_precision_error,
         rows_per_chunk=settings.rows_per_chunk,
         computation=computation,
@@ -105,6 +107,7 @@ def write_switched_off(folder: Path, settings: TeacherLogitsSettings, question: 
         dtype=settings.dtype,
         shape=(0, 0, 0),
         precision=settings.precision,
+        backend=settings.backend,
         max_precision_error=settings.max_precision_error,
     )
     return write_manifest(folder, manifest)
@@ -251,12 +254,15 @@ def _views(split: PreparedSplit, manifest: TeacherLogitsManifest, rows: range) -
 def _code_fingerprint() -> str:
     """Hash of the source files that decide what the answers are; a partial store of other code does not go on."""
     package = Path(compress.__file__).parent
-    files = [package / f"{name}.py" for name in ("device", "logit_rows", "teacher_pass", "tensors")]
-    folders = [path for name in ("data", "models") for path in (package / name).rglob("*.py")]
+    names = ("device", "logit_rows", "onnx_session", "teacher_pass", "teacher_runtime", "tensors")
+    files = [package / f"{name}.py" for name in names]
+    folders = [path for name in ("data", "export", "models") for path in (package / name).rglob("*.py")]
     return fingerprint_of_files([*files, *folders])
 
 
 __all__ = [
+    "BATCH_SIZE",
+    "Begun",
     "Question",
     "Shard",
     "begin_writing",

@@ -1,16 +1,18 @@
 """How the teacher is run when its logits are all that is wanted: each shortcut measured against plain float32.
 
-Shortcuts are lower precision and batch normalisations folded into the convolutions before them. Folding changes
-rounding only (3e-6 for logits up to 13) and saves 3 to 15 % of the time on a CPU. bfloat16 halves the time and is
-off by 0.05 for such logits, with the same class first for 98 to 99 % of the images; what float16 storage and a step of
-uint8 storage lose is of the same size, and students were not seen to suffer from errors many times larger.
+Shortcuts are lower precision, batch normalisations folded into the convolutions before them, and other back-ends
+(`teacher_runtime`). Folding changes rounding only (3e-6 for logits up to 13) and saves 3 to 15 % of the time on a CPU.
+bfloat16 halves the time and is off by 0.05 for such logits, with the same class first for 98 to 99 % of the images;
+what float16 storage and a step of uint8 storage lose is of the same size, and students were not seen to suffer from
+errors many times larger.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import torch
@@ -22,56 +24,93 @@ from compress.device import autocast, place, resolve_precision
 from compress.errors import DeviceError, ModelError
 from compress.types import FloatImages, Logits
 
+Backend = Literal["torch", "onnxruntime", "openvino"]
+PassBackend = Literal["auto", "torch", "onnxruntime", "openvino"]
 PassPrecision = Literal["auto", "float32", "tensorfloat32", "bfloat16"]
 ResolvedPrecision = Literal["float32", "tensorfloat32", "bfloat16"]
 
 SAMPLES_PER_STEP = 64
 ROUNDING = 1e-4
-"""A folded network whose logits differ by more than this share of the largest was folded wrongly."""
+"""A float32 shortcut whose logits differ by more than this share of the largest computes something else."""
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class TeacherPass:
-    """A frozen network ready to be asked for logits, and how exact it is. Made by `prepare_pass`."""
+    """A frozen network ready to be asked for logits, and how exact it is. Made by `prepare_pass`, `prepare_teacher`."""
 
-    def __init__(
-        self, network: nn.Module, *, precision: ResolvedPrecision, num_folded: int, error: float, num_samples: int
-    ) -> None:
-        self._network = network
-        self.precision: ResolvedPrecision = precision
-        self.num_folded = num_folded
-        """Batch normalisations that became part of a convolution."""
-        self.error = error
-        """Largest difference of a logit from plain float32 on the samples."""
-        self.num_samples = num_samples
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return _device(self._network)
-
-    @property
-    def network(self) -> nn.Module:
-        """What is run; not the network it was made from where normalisations were folded."""
-        return self._network
+    compute: Callable[[FloatImages], Logits] = field(repr=False)
+    """Float32 logits on the images' device."""
+    precision: ResolvedPrecision
+    error: float
+    """Largest difference of a logit from plain float32 on the samples."""
+    num_samples: int
+    device: torch.device
+    """Where images go in and logits come out."""
+    num_folded: int = 0
+    """Batch normalisations that torch was relieved of; other back-ends fold by themselves, uncounted."""
+    backend: Backend = "torch"
+    runtime: str = f"torch {torch.__version__}"
+    """What computes, with its version."""
+    remark: str = ""
+    """Why this way was taken, where that is not plain."""
 
     def __call__(self, images: FloatImages) -> Logits:
         """Float32 logits on the images' device; of a GPU, perhaps not yet computed."""
-        assert not self._network.training, "a teacher in training mode uses and changes batch statistics"
-        return _ask(self._network, images, self.precision)
+        return self.compute(images)
+
+    @property
+    def way(self) -> str:
+        """What decides the last bits of its answers, in a few words."""
+        return f"{self.runtime}, {self.precision}" + (f", {self.num_folded} folded" if self.num_folded else "")
 
     def __str__(self) -> str:
+        engine = "" if self.backend == "torch" else f" in {self.runtime}"
         folded = f", {self.num_folded} batch normalisations folded" if self.num_folded else ""
+        remark = f"; {self.remark}" if self.remark else ""
         return (
-            f"{self.precision} teacher pass{folded}: largest logit difference from plain float32 "
-            f"{self.error:.2g} on {self.num_samples} samples"
+            f"{self.precision} teacher pass{engine}{folded}: largest logit difference from plain float32 "
+            f"{self.error:.2g} on {self.num_samples} samples{remark}"
         )
+
+
+@final
+class Reference:
+    """A frozen teacher's plain float32 logits of sample images, on which shortcuts are measured.
+
+    Raises:
+        ModelError: the logits are not finite.
+    """
+
+    def __init__(self, network: nn.Module, images: FloatImages) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.images = images
+        self.logits = _in_steps(_in_torch(self.network, "float32"), images)
+        if not bool(self.logits.isfinite().all()):
+            raise ModelError("the teacher gives logits that are not finite; check its weights and normalisation")
+
+    def error(self, compute: Callable[[FloatImages], Logits]) -> float:
+        """Largest difference of a logit; the images are given in batches of 64."""
+        return float((_in_steps(compute, self.images) - self.logits).abs().max())
+
+    def is_rounding(self, error: float) -> bool:
+        """Whether a difference is what another order of the same float32 sums makes."""
+        return error <= ROUNDING * float(self.logits.abs().max())
+
+    def folded(self) -> tuple[nn.Module, int, float]:
+        """The network with its batch normalisations folded, their number and the difference that makes.
+
+        The network itself where folding goes wrong.
+        """
+        folded, num_folded = fold_batch_norms(self.network, self.images[:1])
+        rounding = self.error(_in_torch(folded, "float32"))
+        return (folded, num_folded, rounding) if self.is_rounding(rounding) else (self.network, 0, 0.0)
 
 
 def prepare_pass(
     network: nn.Module, images: FloatImages, *, precision: PassPrecision = "float32", max_error: float = 0.1
 ) -> TeacherPass:
-    """Freeze a network and find the fastest way to run it that is exact enough, measured on sample images.
+    """Freeze a network and find the fastest way to run it in torch that is exact enough, measured on sample images.
 
     `auto` takes the fastest precision of the device whose largest logit difference from plain float32 is at most
     `max_error`; another choice is taken as it is. The images must be on the network's device.
@@ -80,29 +119,46 @@ def prepare_pass(
         DeviceError: the device does not have this precision.
         ModelError: the logits are not finite.
     """
-    network = network.eval().requires_grad_(False)
-    exact = _exact(network, images)
-    folded, num_folded = fold_batch_norms(network, images[:1])
-    rounding = _largest_difference(_ask_in_steps(folded, images, "float32"), exact)
-    if not rounding <= ROUNDING * float(exact.abs().max()):
-        folded, num_folded, rounding = network, 0, 0.0
-    chosen, error = _chosen(folded, images, exact, precision=precision, max_error=max_error)
-    if chosen == "float32":
-        error = rounding
-    return TeacherPass(folded, precision=chosen, num_folded=num_folded, error=error, num_samples=len(images))
+    return torch_passes(Reference(network, images), precision, max_error)[0]
+
+
+def torch_passes(reference: Reference, precision: PassPrecision, max_error: float) -> list[TeacherPass]:
+    """All ways to run a network in torch that `precision` allows, the one with the lowest precision first.
+
+    Raises:
+        DeviceError: the device does not have this precision.
+    """
+    network, num_folded, rounding = reference.folded()
+    device = reference.images.device
+    passes: list[TeacherPass] = []
+    for shortcut in _shortcuts(precision, device):
+        compute = _in_torch(network, shortcut)
+        error = reference.error(compute)
+        if precision != "auto" or error <= max_error:
+            passes.append(TeacherPass(compute, shortcut, error, len(reference.images), device, num_folded))
+    if precision in ("auto", "float32"):
+        compute = _in_torch(network, "float32")
+        passes.append(TeacherPass(compute, "float32", rounding, len(reference.images), device, num_folded))
+    return passes
 
 
 def choose_precision(
     network: nn.Module, images: FloatImages, *, precision: PassPrecision, max_error: float = 0.1
 ) -> tuple[ResolvedPrecision, float]:
-    """What `prepare_pass` would compute in, for a teacher that runs while students train, and the error measured.
+    """What torch computes a teacher's features in while students train, and the error of its logits.
+
+    `auto` is resolved as in `prepare_pass`; nothing is folded, so that features are those of the network as it is.
 
     Raises:
         DeviceError: the device does not have this precision.
         ModelError: the logits are not finite.
     """
-    network = network.eval().requires_grad_(False)
-    return _chosen(network, images, _exact(network, images), precision=precision, max_error=max_error)
+    reference = Reference(network, images)
+    for shortcut in _shortcuts(precision, images.device):
+        error = reference.error(_in_torch(reference.network, shortcut))
+        if precision != "auto" or error <= max_error:
+            return shortcut, error
+    return "float32", 0.0
 
 
 def fold_batch_norms(network: nn.Module, images: FloatImages) -> tuple[nn.Module, int]:
@@ -150,23 +206,6 @@ def _tensorfloat32(enabled: bool) -> Generator[None]:
             switch.fp32_precision = value
 
 
-def _exact(network: nn.Module, images: FloatImages) -> Tensor:
-    exact = _ask_in_steps(network, images, "float32")
-    if not bool(exact.isfinite().all()):
-        raise ModelError("the teacher gives logits that are not finite; check its weights and normalisation")
-    return exact
-
-
-def _chosen(
-    network: nn.Module, images: FloatImages, exact: Tensor, *, precision: PassPrecision, max_error: float
-) -> tuple[ResolvedPrecision, float]:
-    for shortcut in _shortcuts(precision, images.device):
-        error = _largest_difference(_ask_in_steps(network, images, shortcut), exact)
-        if precision != "auto" or error <= max_error:
-            return shortcut, error
-    return "float32", 0.0
-
-
 def _shortcuts(precision: PassPrecision, device: torch.device) -> list[ResolvedPrecision]:
     """What to try before float32, fastest first."""
     has_tensorfloat32 = device.type == "cuda" and torch.cuda.is_tf32_supported()
@@ -182,18 +221,19 @@ def _shortcuts(precision: PassPrecision, device: torch.device) -> list[ResolvedP
     return [*found, "tensorfloat32"] if has_tensorfloat32 else found
 
 
-@torch.inference_mode()
-def _ask(network: nn.Module, images: FloatImages, precision: ResolvedPrecision) -> Logits:
-    with computing_in(precision, images.device):
-        return network(images).float()
+def _in_torch(network: nn.Module, precision: ResolvedPrecision) -> Callable[[FloatImages], Logits]:
+    # Not in inference mode: a loss keeps the answers for its backward pass, and torch refuses that of such tensors.
+    @torch.no_grad()
+    def compute(images: FloatImages) -> Logits:
+        assert not network.training, "a teacher in training mode uses and changes batch statistics"
+        with computing_in(precision, images.device):
+            return network(images).float()
+
+    return compute
 
 
-def _ask_in_steps(network: nn.Module, images: FloatImages, precision: ResolvedPrecision) -> Tensor:
-    return torch.cat([_ask(network, some, precision) for some in images.split(SAMPLES_PER_STEP)])
-
-
-def _largest_difference(logits: Tensor, exact: Tensor) -> float:
-    return float((logits - exact).abs().max())
+def _in_steps(compute: Callable[[FloatImages], Logits], images: FloatImages) -> Tensor:
+    return torch.cat([compute(some) for some in images.split(SAMPLES_PER_STEP)])
 
 
 @torch.no_grad()
@@ -227,7 +267,3 @@ def _can_be_folded(module: nn.Module) -> bool:
     if type(module) is nn.BatchNorm2d:
         return module.running_mean is not None
     return type(module) is nn.Conv2d
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device

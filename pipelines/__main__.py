@@ -8,13 +8,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Annotated
 
 import typer
 
-from compress.errors import CompressError
+from compress.errors import CompressError, ParamsError
+from pipelines.commands import checks, deployed, outcome
+from pipelines.failures import SMALLER, is_out_of_memory, one_line
+from pipelines.layout import SLUG
+from pipelines.redaction import redacted
 
 app = typer.Typer(
     help="From a folder of images and a big classifier to a small, measured ONNX student.",
@@ -25,7 +30,13 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 
-Name = Annotated[str, typer.Argument(help="A student's name in params.yaml, or `teacher`.", metavar="NAME")]
+for commands in (outcome, deployed, checks):
+    app.add_typer(commands.app)
+
+Name = Annotated[
+    str,
+    typer.Argument(help="A student's name in params.yaml, `teacher`, or DVC's `export@NAME`.", metavar="NAME"),
+]
 
 
 @app.callback()
@@ -50,6 +61,19 @@ def prepare(context: typer.Context) -> None:
     Example: `compress prepare`
     """
     from pipelines import prepare as stage
+
+    stage.run(context.obj)
+
+
+@app.command()
+def prepare_names(context: typer.Context) -> None:
+    """Refuse names of students that lead out of their folders; DVC would follow them.
+
+    Inputs: the section `students` of params.yaml. Outputs: `data/student_names.json`.
+
+    Example: `compress prepare-names`
+    """
+    from pipelines import prepare_names as stage
 
     stage.run(context.obj)
 
@@ -106,14 +130,15 @@ def distill(
 
     Example: `compress distill small_wttm`, or `dvc repro teacher_logits && compress distill --all && dvc repro`
     """
-    from pipelines import distill as stage
-
     if (student is None) != all_students:
         raise typer.BadParameter("name one student, or give --all")
-    if student is None:
+    name = None if student is None else _name_in(student)
+    from pipelines import distill as stage
+
+    if name is None:
         stage.run_all(context.obj)
     else:
-        stage.run(context.obj, student)
+        stage.run(context.obj, name)
 
 
 @app.command()
@@ -124,6 +149,7 @@ def export(context: typer.Context, name: Name) -> None:
 
     Example: `compress export small_wttm`
     """
+    name = _name_in(name)
     from pipelines import export as stage
 
     stage.run(context.obj, name)
@@ -138,6 +164,7 @@ def evaluate(context: typer.Context, name: Name) -> None:
 
     Example: `compress evaluate small_wttm`
     """
+    name = _name_in(name)
     from pipelines import evaluate as stage
 
     stage.run(context.obj, name)
@@ -157,157 +184,16 @@ def select(context: typer.Context) -> None:
     stage.run(context.obj)
 
 
-@app.command()
-def report(context: typer.Context) -> None:
-    """Print the table of students, the champion's file and how to look further.
+def _name_in(text: str) -> str:
+    """The network's name in its own or its stage's name.
 
-    Input: `metrics/students.json`. Example: `compress report`
+    Raises:
+        ParamsError: it is none; a path, for example, that would lead a stage elsewhere.
     """
-    from pipelines import report as command
-
-    command.run(context.obj)
-
-
-@app.command()
-def published(
-    context: typer.Context,
-    recipe: Annotated[str | None, typer.Argument(help="A recipe, such as `cifar100/vgg13_vgg8`.")] = None,
-    record: Annotated[bool, typer.Option("--record", help="First add the students of the present run.")] = False,
-    protocol: Annotated[
-        str | None, typer.Option(help="What was changed, where params.yaml is not the recipe as written.")
-    ] = None,
-) -> None:
-    """Print the papers' accuracies beside ours, for one recipe or all of them.
-
-    Inputs: `docs/results.json`; with `--record` also `metrics/students.json` and params.yaml.
-
-    Example: `compress published cifar100/resnet32x4_resnet8x4`
-    """
-    from pipelines import published as command
-
-    if record:
-        from pipelines import recording
-
-        recording.record(context.obj, recipe, protocol)
-    elif protocol is not None:
-        raise typer.BadParameter("--protocol goes with --record")
-    command.run(context.obj, recipe)
-
-
-methods = typer.Typer(help="The distillation methods themselves.", no_args_is_help=True)
-app.add_typer(methods, name="methods")
-
-
-@methods.command()
-def check(
-    file: Annotated[Path, typer.Argument(help="Values and gradients that other code computed, as JSON.")],
-) -> None:
-    """Compare the methods with values of the authors' code; exit code 1 where one is off or not covered.
-
-    Input: a file in the format that docs/methods.md describes. Example: `compress methods check loss_vectors.json`
-    """
-    from compress.methods.check import main as check_file
-
-    sys.exit(check_file([str(file)]))
-
-
-@app.command()
-def promote(
-    context: typer.Context,
-    student: Annotated[str, typer.Argument(help="A student's name, or the id of its MLflow run.", metavar="STUDENT")],
-) -> None:
-    """Register a student's ONNX file as the champion, whichever one `select` chose.
-
-    Inputs: `exports/`, `results/`. Output: a version in the tracker's model registry with the alias `champion`.
-
-    Example: `compress promote small_wttm`
-    """
-    from pipelines.tracking.registry import promote as promote_student
-
-    promotion = promote_student(context.obj, student)
-    print(f"{promotion.student} is version {promotion.version} of {promotion.model}, alias champion")
-
-
-@app.command()
-def sync(context: typer.Context) -> None:
-    """Bring the tracker up to the files: after a clone with `dvc pull`, or when the server was away.
-
-    Inputs: `results/`, `exports/`, `metrics/`. Output: runs in the tracker; a second call adds nothing.
-
-    Example: `compress sync`
-    """
-    from pipelines.tracking.sync import sync as sync_runs
-
-    print(sync_runs(context.obj))
-
-
-@app.command()
-def ui(context: typer.Context) -> None:
-    """Open the embedded MLflow UI on http://127.0.0.1:5000 until Ctrl-C.
-
-    Input: `mlflow.db`. Example: `compress ui`
-    """
-    from pipelines import ui as command
-
-    command.run(context.obj)
-
-
-@app.command()
-def serve(
-    context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="A deploy folder.")] = Path("deploy"),
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is reached from everywhere.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
-    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token that requests must show.")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other setting, such as limits.max_pixels=10000000.")
-    ] = None,
-) -> None:
-    """Answer pictures over HTTP with the deployed student, after checking that its folder is as it was written.
-
-    Input: `deploy/`. Settings and routes: `docs/serve.md`. SIGTERM and Ctrl-C finish what was begun.
-
-    Example: `compress serve deploy/ --port 8000`
-    """
-    from pipelines import serve as command
-
-    command.run({"folder": folder, "host": host, "port": port, "token_file": token_file}, setting or [])
-
-
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A deploy folder.")] = Path("deploy"),
-    manifest_sha256: Annotated[str | None, typer.Option(help="SHA-256 that manifest.json must have.")] = None,
-) -> None:
-    """Check that a deploy folder is as it was written and answers here as it did there.
-
-    Input: `deploy/`. Example: `compress verify deploy/`
-    """
-    from compress.verify import summary, verify_deploy
-
-    print(summary(verify_deploy(folder, manifest_sha256=manifest_sha256)))
-
-
-@app.command()
-def doctor(context: typer.Context) -> None:
-    """Print versions, device, DVC and MLflow state, and what is wrong with them.
-
-    Example: `compress doctor`
-    """
-    from pipelines import doctor as command
-
-    command.run(context.obj)
-
-
-@app.command()
-def schema(context: typer.Context) -> None:
-    """Print the JSON schema of params.yaml, by which editors complete and check it.
-
-    Example: `compress schema > params.schema.json`
-    """
-    from pipelines import schema as command
-
-    print(command.schema_text(), end="")
+    name = text.rpartition("@")[2]
+    if not SLUG.fullmatch(name):
+        raise ParamsError(f"{name!r} cannot name a network; use lower-case letters, digits and _")
+    return name
 
 
 class Interrupted(BaseException):
@@ -321,24 +207,30 @@ def main() -> None:
         app()
     except Interrupted:
         sys.exit(_fail("interrupted; run the same command again to go on", INTERRUPTED))
-    except (CompressError, OSError) as error:
-        if "--debug" in sys.argv:
+    except Exception as error:  # of these a user can put right what follows, memory that runs out included
+        is_ours = isinstance(error, CompressError | OSError) or is_out_of_memory(error)
+        if not is_ours or "--debug" in sys.argv:
+            sys.excepthook = _print_traceback  # Typer has set its own
             raise
-        sys.exit(_fail(_one_line(error), 1))
+        sys.exit(_fail(one_line(error, command=_command()), 1))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints, without the passwords that addresses carry."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def _command() -> str:
+    """The stage that was asked for, where memory is its business."""
+    return next((word for word in sys.argv[1:] if word in SMALLER), "")
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"compress: {message}", file=sys.stderr)
+    print(f"compress: {redacted(message)}", file=sys.stderr)
     return code
 
 

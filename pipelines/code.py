@@ -10,10 +10,13 @@ from compress.fingerprint import fingerprint_of_files
 from compress.settings import Settings
 
 CODE = (
+    "batch_source",
     "batches",
+    "cuda_graph",
     "data.color_jitter",
     "data.counter_hash",
     "data.decoding",
+    "data.device_views",
     "data.mixing",
     "data.pad_crop",
     "data.picture_operations",
@@ -27,14 +30,27 @@ CODE = (
     "data.view_schedule",
     "data.views",
     "device",
+    "distributed",
+    "kept_state",
     "logit_rows",
     "methods.base",
+    "micro_batches",
+    "non_finite",
     "objective",
     "optimization",
+    "prefetch",
+    "ranks",
+    "residence",
+    "resident",
+    "resident_teacher",
+    "steps",
+    "synchronized_norm",
     "teacher_logits",
     "teacher_pass",
     "tensors",
     "train",
+    "training_state",
+    "training_step",
 )
 """Modules of the library that decide what training computes, beside the networks' and the method's own."""
 

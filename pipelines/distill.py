@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.artifact import load_model
 from compress.batches import TrainingData
 from compress.data.prepared import PreparedData, load_prepared
 from compress.data.view_schedule import ViewSettings
-from compress.device import place, resolve_device
+from compress.device import resolve_device
 from compress.errors import ParamsError
-from compress.files import read_json, write_json
+from compress.files import read_json, write_record
 from compress.fingerprint import fingerprint
 from compress.methods import TeacherMethod
-from compress.models import Network
+from compress.ranks import ALONE, Ranks, agreed, ranks_here, wait_for_all
 from compress.settings import Settings
 from compress.teacher_logits import (
     OnlineTeacher,
     StoredTeacher,
     TeacherAnswers,
     check_method_fits_store,
+    open_teacher_logits,
     read_manifest,
 )
-from compress.teacher_logits_writer import sample_views
-from compress.teacher_pass import ResolvedPrecision, choose_precision
 from pipelines.absence import is_absent
+from pipelines.finished_work import keep_training
 from pipelines.layout import Layout
+from pipelines.online_teacher import online_teacher
 from pipelines.params import load_params
 from pipelines.settings import SelfTaughtStudent, Student, StudentsSettings, TeacherFreeStudent
 from pipelines.stored_answers import stored_answers
+from pipelines.torchrun import ranks_of_stage
 from pipelines.tracking import Run
 from pipelines.trained import write_training_files
 from pipelines.training import (
@@ -68,7 +68,15 @@ class Plan:
 
 
 def run(root: Path, name: str) -> None:
-    """Train the student `name` of params.yaml and leave its artifacts, its history and the id of its tracking run."""
+    """Train the student `name` of params.yaml and leave its artifacts, its history and the id of its tracking run.
+
+    Ranks that torchrun started train it together.
+    """
+    with ranks_of_stage() as ranks:
+        _run(root, name, ranks)
+
+
+def _run(root: Path, name: str, ranks: Ranks) -> None:
     layout = Layout(root)
     params = load_params(DistillParams, layout.params)
     data = load_prepared(layout.prepared)
@@ -83,10 +91,12 @@ def run(root: Path, name: str) -> None:
             )
             for job in plan.jobs
         ]
+    if not ranks.is_first:
+        return
     facts = {"student": name, "stage": "distill", "settings": plan.settings, **plan.lineage}
     write_training_files(layout.results(name), trained, facts)
-    write_json(layout.run(name), {"run_id": tracked.id})
-    shutil.rmtree(plan.work)  # only now: until every seed is stored, a finished one is safe in its checkpoint
+    write_record(layout.run(name), {"run_id": tracked.id})
+    keep_training(plan.work, name)  # until export has read the networks they are safe in their checkpoints
 
 
 def run_all(root: Path) -> None:
@@ -94,14 +104,25 @@ def run_all(root: Path) -> None:
 
     Students of one seed share batches and a live teacher; stored answers are shared by all. Students that other
     students teach need those first: their own stages train them.
+
+    Raises:
+        ParamsError: several ranks train on a CPU, and a row does not say with how many threads.
     """
+    with ranks_of_stage() as ranks:
+        _run_all(root, ranks)
+
+
+def _run_all(root: Path, ranks: Ranks) -> None:
     layout = Layout(root)
     params = load_params(DistillParams, layout.params)
     data = load_prepared(layout.prepared)
     teachers = _Teachers(params, data, layout)
     names = [name for name in params.students.rows if name not in params.students.self_taught]
     plans = [_plan(name, params, data, teachers) for name in names]
-    pending = [plan for plan in plans if not _is_finished(plan, layout)]
+    outdated = agreed([plan.name for plan in plans if not _is_finished(plan, layout)])
+    pending = [plan for plan in plans if plan.name in outdated]
+    if ranks != ALONE:
+        _require_threads(pending)
     print(f"{len(pending)} of {len(names)} students to train: {', '.join(plan.name for plan in pending) or 'none'}")
     with ExitStack() as stack:
         tracked = {plan.name: stack.enter_context(_tracked(root, plan, params.views)) for plan in pending}
@@ -134,13 +155,23 @@ def _is_finished(plan: Plan, layout: Layout) -> bool:
     return [seed["fingerprint"] for seed in seeds] == [job.fingerprint for job in plan.jobs]
 
 
+def _require_threads(plans: Sequence[Plan]) -> None:
+    """Raise ParamsError if the stages would not find these checkpoints: torchrun gives processes fewer threads."""
+    for settings, name in ((job.settings, plan.name) for plan in plans for job in plan.jobs):
+        if settings.threads is None and resolve_device(settings.device).type == "cpu":
+            raise ParamsError(
+                f"{name}: under torchrun on a CPU the row has to say how many threads each process takes, or dvc repro "
+                "would use as many as there are cores and train again; set train.threads: 1"
+            )
+
+
 class _Teachers:
     """Who teaches which student; each teacher is loaded once."""
 
     def __init__(self, params: DistillParams, data: PreparedData, layout: Layout) -> None:
         self.params, self.data, self.layout = params, data, layout
         self._stored: StoredTeacher | None = None
-        self._online: dict[Path, tuple[OnlineTeacher, str]] = {}
+        self._online: dict[tuple[Any, ...], tuple[OnlineTeacher, Lineage]] = {}
 
     def of(self, student: Student) -> tuple[TeacherAnswers | None, Lineage]:
         """Where this student's teacher answers come from, and the hashes of what it learns from.
@@ -163,34 +194,28 @@ class _Teachers:
         if not stored.enabled or not isinstance(student.method, TeacherMethod):
             return self._asked(self.layout.teacher, student, lineage)
         if self._stored is None:
-            device = resolve_device(student.train.device)
-            self._stored = stored_answers(self.layout, self.data, self.params.views, device=device)
+            self._stored = self._opened_store(student)
         manifest = self._stored.manifest
         check_method_fits_store(student.method, manifest)
         lineage |= {"teacher_sha256": manifest.teacher_sha256, "teacher_logits_sha256": manifest.sha256}
         return self._stored, lineage
 
+    def _opened_store(self, student: Student) -> StoredTeacher:
+        """Verified by one rank on each machine, before the others read it."""
+        ranks, folder, store = ranks_here(), self.layout.teacher_logits, None
+        if ranks.rank_here == 0:
+            device = resolve_device(student.train.device)
+            store = stored_answers(self.layout, self.data, self.params.views, device=device)
+        wait_for_all()
+        return store or open_teacher_logits(folder, read_manifest(folder), verify_rows=False)
+
     def _asked(self, folder: Path, student: Student, lineage: Lineage) -> tuple[TeacherAnswers, Lineage]:
         """A teacher that runs while its student trains."""
-        if folder not in self._online:
-            network, card = load_model(folder)
-            placed = place(network, resolve_device(student.train.device))
-            self._online[folder] = OnlineTeacher(placed, self._precision(placed)), card.saved_sha256
-        teacher, sha256 = self._online[folder]
-        return teacher, {**lineage, "teacher_sha256": sha256}
-
-    def _precision(self, network: Network) -> ResolvedPrecision:
-        """What `teacher_logits.precision` comes to here; float32 where no teacher stage has left it."""
-        if is_absent(self.layout.teacher):
-            return "float32"
-        stored = read_manifest(self.layout.teacher_logits)
-        device = next(network.parameters()).device
-        views = sample_views(self.data.split("train"), self.params.views, num_samples=64, device=device)
-        resolved, error = choose_precision(
-            network, views, precision=stored.precision, max_error=stored.max_precision_error
-        )
-        print(f"teacher: runs online in {resolved}, largest logit difference from float32 {error:.2g}", flush=True)
-        return resolved
+        key = folder, isinstance(student.method, TeacherMethod), student.train.device, student.train.threads
+        if key not in self._online:
+            self._online[key] = online_teacher(self.layout, folder, student, data=self.data, views=self.params.views)
+        teacher, of_teacher = self._online[key]
+        return teacher, {**lineage, **of_teacher}
 
 
 def _job(

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from pipelines.console import console
 from pipelines.layout import Layout
+from pipelines.redaction import redacted
 
 REQUIRED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "numpy", "pydantic", "typer")
 OPTIONAL = {
@@ -99,5 +100,4 @@ def _dvc_state(root: Path) -> tuple[str, str]:
 def _mlflow_state(root: Path) -> tuple[str, str]:
     from pipelines.tracking import store_uri
 
-    uri = store_uri(root)
-    return uri.split("@")[-1], ""
+    return redacted(store_uri(root)), ""

@@ -5,38 +5,29 @@ from __future__ import annotations
 import csv
 import os
 import platform
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from compress.benchmark import BenchmarkSettings, Timing, benchmark
-from compress.data.prepared import PreparedData, PreparedSplit, load_prepared
-from compress.evaluate import Scores, agreement, evaluate
-from compress.files import read_json, write_json
+from compress.benchmark import BenchmarkSettings, benchmark
+from compress.data.prepared import PreparedData, load_prepared
+from compress.evaluate import Scores
+from compress.files import check_files, check_sha256, read_json, replaced_whole, write_json, write_record
+from compress.fingerprint import file_sha256
 from compress.runtime import load_predictor
-from compress.settings import PositiveInt, Settings
-from compress.types import ImageArray, LabelArray, LogitArray
+from compress.select import label
+from compress.settings import Settings
+from compress.types import ImageArray
 from pipelines.absence import is_absent
+from pipelines.kept_forms import Float32, MeasuredForm, measure_forms
 from pipelines.layout import TEACHER, Layout
+from pipelines.measuring import EvaluateSettings, FileScores, Reference, Timings, answers_of, metrics_of, speedup
 from pipelines.params import load_params
 from pipelines.samples import sample_images
 from pipelines.tracking import track
-
-Timings = dict[int, Timing]
-
-
-class EvaluateSettings(Settings):
-    """How exported files are measured."""
-
-    batch_size: PositiveInt = 256
-    """Images per call while accuracy is measured."""
-    threads: PositiveInt | None = None
-    """CPU threads while accuracy is measured; by default all cores. Latency has its own, benchmark.threads."""
-    benchmark: BenchmarkSettings = BenchmarkSettings()
 
 
 class EvaluateParams(Settings):
@@ -45,24 +36,11 @@ class EvaluateParams(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
 
 
-class SeedResult(NamedTuple):
-    """Scores of one seed's file."""
-
-    seed: int
-    validation: Scores
-    test: Scores
-    test_logits: LogitArray
-
-
-class Reference(NamedTuple):
-    """What a student is compared with: the teacher's accuracy and answers."""
-
-    metrics: dict[str, float]
-    test_logits: LogitArray
-
-
 def run(root: Path, name: str) -> None:
-    """Score every seed's file on validation and test, time the shipped one beside the teacher's, record it all."""
+    """Score every seed's file on validation and test, time the shipped one beside the teacher's, record it all.
+
+    Forms of the shipped file that its export kept are measured beside it.
+    """
     layout = Layout(root)
     settings = load_params(EvaluateParams, layout.params).evaluate
     has_teacher = not is_absent(layout.exported(TEACHER))
@@ -71,33 +49,62 @@ def run(root: Path, name: str) -> None:
         return
     data = load_prepared(layout.prepared)
     export = read_json(layout.exported(name) / "export.json", made_by="export")
+    for file in (*export["files"], *export["forms"]):
+        check_sha256(layout.exported(name) / file["file"], file["sha256"], made_by="export")
     results = [_score(layout.exported(name) / file["file"], file["seed"], data, settings) for file in export["files"]]
     shipped = next(result for result in results if result.seed == export["shipped"]["seed"])
-    timings = _time(layout, sorted({name, TEACHER} if has_teacher else {name}), data, settings.benchmark)
-    metrics = {
-        **_accuracy(shipped, results),
-        **(_beside_teacher(shipped, _teacher(layout)) if has_teacher and name != TEACHER else {}),
-        **_speed(timings[name]),
-        **(_speedup(timings[name], timings[TEACHER]) if has_teacher else {}),
-        "size_mb": export["shipped"]["size_bytes"] / 1e6,
-        "parameters_m": export["shipped"]["num_parameters"] / 1e6,
-        "mflops": export["shipped"]["flops"] / 1e6,
-    }
-    folder = layout.results(name)
-    np.save(folder / "logits.npy", shipped.test_logits)
+    timings = _time(_shipped_files(layout, name, export, has_teacher=has_teacher), data, settings.benchmark)
+    teacher = _teacher(layout, timings[TEACHER]) if has_teacher and name != TEACHER else None
+    metrics = metrics_of(export["shipped"], shipped, timings[name], all_seeds=results, teacher=teacher)
+    if name == TEACHER:
+        metrics |= speedup(timings[name], timings[name])
+    forms = measure_forms(
+        export["forms"],
+        {file["form"]: timings[label(name, file["form"])] for file in export["forms"]},
+        float32=Float32(layout.exported(name) / export["shipped"]["file"], shipped, timings[name]),
+        teacher=teacher,
+        data=data,
+        settings=settings,
+    )
+    _write(layout.results(name), data, shipped, metrics=metrics, forms=forms)
+    _write_details(layout.results(name), _details(data, results, timings, forms, settings))
+    _track(layout, name, export["shipped"], metrics, forms, example=sample_images(data.split("validation"), 1))
+    _tell(name, shipped, metrics, forms)
+
+
+def _write(
+    folder: Path,
+    data: PreparedData,
+    shipped: FileScores,
+    *,
+    metrics: dict[str, float],
+    forms: Sequence[MeasuredForm],
+) -> None:
+    with replaced_whole(folder / "logits.npy") as file:
+        np.save(file, shipped.test_logits)
     names, labels = data.manifest.classes, data.split("test").labels
     answers = shipped.test_logits.argmax(axis=1)
     _write_confusion(
         folder / "confusion.csv", [(names[label], names[answer]) for label, answer in zip(labels, answers, strict=True)]
     )
-    write_json(folder / "evaluation.json", {"metrics": metrics})
-    write_json(folder / "details.json", _details(data, results, timings, settings))
-    _track(layout, name, export["shipped"], metrics, example=sample_images(data.split("validation"), 1))
+    of_forms = {form.form: form.metrics for form in forms if form.metrics}
+    write_json(folder / "evaluation.json", {"metrics": metrics, **({"forms": of_forms} if of_forms else {})})
+
+
+def _tell(name: str, shipped: FileScores, metrics: dict[str, float], forms: Sequence[MeasuredForm]) -> None:
     print(
         f"{name}: test accuracy {metrics['accuracy_top1']:.2%} on {shipped.test.num_images} images, "
         f"{metrics['latency_ms_p50']:.3f} ms per image"
-        + (f", {metrics['speedup']:.1f}x the teacher's speed" if has_teacher else "")
+        + (f", {metrics['speedup']:.1f}x the teacher's speed" if "speedup" in metrics else "")
     )
+    for form in forms:
+        if form.broken:
+            print(f"  {form.form}: {form.broken}")
+        else:
+            print(
+                f"  {form.form}: {form.metrics['latency_ms_p50']:.3f} ms, {form.speedup:.2f}x float32's speed, "
+                f"{form.metrics['size_mb']:.3f} MB, loses {form.metrics['drop_from_float32']:+.2%} on test"
+            )
 
 
 def _leave_absence(folder: Path) -> None:
@@ -105,98 +112,73 @@ def _leave_absence(folder: Path) -> None:
     np.save(folder / "logits.npy", np.zeros((0, 0), dtype=np.float32))
     _write_confusion(folder / "confusion.csv", ())
     write_json(folder / "evaluation.json", {"metrics": {}})
-    write_json(folder / "details.json", {})
+    _write_details(folder, {})
+
+
+def _write_details(folder: Path, details: dict[str, Any]) -> None:
+    """Leave details.json, which seals what was written before it."""
+    hashes = {name: file_sha256(folder / name) for name in ("evaluation.json", "logits.npy", "confusion.csv")}
+    write_record(folder / "details.json", {**details, "hashes": hashes})
 
 
 def _track(
-    layout: Layout, name: str, shipped: dict[str, Any], metrics: dict[str, float], *, example: ImageArray
+    layout: Layout,
+    name: str,
+    shipped: dict[str, Any],
+    metrics: dict[str, float],
+    forms: Sequence[MeasuredForm],
+    *,
+    example: ImageArray,
 ) -> None:
-    """Publish the file with what was measured on it: never one without the other."""
+    """Publish the files with what was measured on them: never one without the other."""
     run_id = read_json(layout.run(name), made_by="training")["run_id"]
+    folder, step = layout.exported(name), shipped["epoch"]
+    kept = [form for form in forms if form.metrics]
     with track(layout.root, name=name, stage="evaluate", run_id=run_id) as tracked:
-        tracked.log_onnx(layout.exported(name) / shipped["file"], name=name, step=shipped["epoch"], example=example)
+        for form in kept:
+            path = folder / form.file["file"]
+            tracked.log_onnx(path, name=name, form=form.form, step=step, metrics=form.metrics, example=example)
+        tracked.log_onnx(folder / shipped["file"], name=name, step=step, example=example)
+        tracked.log_forms([form.form for form in kept])
         tracked.log_metrics(metrics)
 
 
-def _score(path: Path, seed: int, data: PreparedData, settings: EvaluateSettings) -> SeedResult:
-    predict = load_predictor(path, threads=settings.threads or os.cpu_count() or 1)
-    num_classes = len(data.manifest.classes)
-    validation, test = (
-        evaluate(predict, _arrays(data.split(split), settings.batch_size), num_classes=num_classes)
-        for split in ("validation", "test")
-    )
-    return SeedResult(seed, validation.scores, test.scores, test.logits)
+def _score(path: Path, seed: int, data: PreparedData, settings: EvaluateSettings) -> FileScores:
+    validation, test = answers_of(path, data, "validation", settings), answers_of(path, data, "test", settings)
+    return FileScores(seed, validation.scores, test.scores, test.logits)
 
 
-def _arrays(split: PreparedSplit, batch_size: int) -> Iterator[tuple[ImageArray, LabelArray]]:
-    for images, labels in split.batches(batch_size):
-        yield images.numpy(), labels.numpy()
+def _shipped_files(layout: Layout, name: str, export: dict[str, Any], *, has_teacher: bool) -> dict[str, Path]:
+    """What is timed together: the shipped file, its other forms, and the teacher's."""
+    folder = layout.exported(name)
+    files = {label(name, file["form"]): folder / file["file"] for file in (export["shipped"], *export["forms"])}
+    if has_teacher and name != TEACHER:
+        of_teacher = read_json(layout.exported(TEACHER) / "export.json", made_by="export")["shipped"]
+        files[TEACHER] = layout.exported(TEACHER) / of_teacher["file"]
+        check_sha256(files[TEACHER], of_teacher["sha256"], made_by="export")
+    return files
 
 
-def _time(layout: Layout, names: Sequence[str], data: PreparedData, settings: BenchmarkSettings) -> dict[str, Timings]:
-    """Latencies of the shipped files, taken in turns in this one process."""
-    predictors = {}
-    for name in names:
-        shipped = read_json(layout.exported(name) / "export.json", made_by="export")["shipped"]
-        predictors[name] = load_predictor(layout.exported(name) / shipped["file"], threads=settings.threads)
+def _time(files: dict[str, Path], data: PreparedData, settings: BenchmarkSettings) -> dict[str, Timings]:
+    """Latencies taken in turns in this one process."""
+    predictors = {name: load_predictor(path, threads=settings.threads) for name, path in files.items()}
     images = sample_images(data.split("validation"), max(settings.batch_sizes))
     return benchmark(predictors, images, settings=settings)
 
 
-def _teacher(layout: Layout) -> Reference:
+def _teacher(layout: Layout, timings: Timings) -> Reference:
     folder = layout.results(TEACHER)
+    check_files(folder, read_json(folder / "details.json", made_by="evaluate"), made_by="evaluate")
     metrics = read_json(folder / "evaluation.json", made_by="evaluate")["metrics"]
-    return Reference(metrics, np.load(folder / "logits.npy", allow_pickle=False))
-
-
-def _accuracy(shipped: SeedResult, results: Sequence[SeedResult]) -> dict[str, float]:
-    """Scores of the shipped file, and the mean and sample standard deviation over all seeds' files."""
-    of_seeds = [result.test.accuracy_top1 for result in results]
-    metrics = {
-        "accuracy_top1": shipped.test.accuracy_top1,
-        "accuracy_top1_mean": statistics.fmean(of_seeds),
-        "accuracy_top1_std": statistics.stdev(of_seeds) if len(of_seeds) > 1 else 0.0,
-        "accuracy_top1_validation": shipped.validation.accuracy_top1,
-        "negative_log_likelihood": shipped.test.negative_log_likelihood,
-        "expected_calibration_error": shipped.test.expected_calibration_error,
-    }
-    if shipped.test.accuracy_top5 is not None:
-        metrics["accuracy_top5"] = shipped.test.accuracy_top5
-    return metrics
-
-
-def _beside_teacher(shipped: SeedResult, teacher: Reference) -> dict[str, float]:
-    """Gaps are the teacher's accuracy minus the student's: positive where the student is worse."""
-    return {
-        "gap_to_teacher": teacher.metrics["accuracy_top1"] - shipped.test.accuracy_top1,
-        "gap_to_teacher_validation": teacher.metrics["accuracy_top1_validation"] - shipped.validation.accuracy_top1,
-        "agreement_with_teacher": agreement(shipped.test_logits, teacher.test_logits),
-    }
-
-
-def _speed(student: Timings) -> dict[str, float]:
-    """Latency at the smallest batch, throughput at the largest."""
-    small, large = min(student), max(student)
-    return {
-        "latency_ms_p50": student[small].latency_ms_p50,
-        "latency_ms_p95": student[small].latency_ms_p95,
-        f"latency_ms_p50_batch{large}": student[large].latency_ms_p50,
-        f"latency_ms_p95_batch{large}": student[large].latency_ms_p95,
-        "images_per_second": student[large].images_per_second,
-    }
-
-
-def _speedup(student: Timings, teacher: Timings) -> dict[str, float]:
-    """How many times faster than the teacher; both were measured in one run."""
-    small, large = min(student), max(student)
-    return {
-        "speedup": teacher[small].latency_ms_p50 / student[small].latency_ms_p50,
-        f"speedup_batch{large}": teacher[large].latency_ms_p50 / student[large].latency_ms_p50,
-    }
+    return Reference(metrics, np.load(folder / "logits.npy", allow_pickle=False), timings)
 
 
 def _details(
-    data: PreparedData, results: Sequence[SeedResult], timings: dict[str, Timings], settings: EvaluateSettings
+    data: PreparedData,
+    results: Sequence[FileScores],
+    timings: dict[str, Timings],
+    forms: Sequence[MeasuredForm],
+    settings: EvaluateSettings,
 ) -> dict[str, Any]:
     """Everything else worth keeping, with the machine that the latencies belong to."""
     return {
@@ -209,6 +191,7 @@ def _details(
         "timings": {
             name: [timing.model_dump(mode="json") for timing in by_batch.values()] for name, by_batch in timings.items()
         },
+        "forms": {form.form: form.details() for form in forms},
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),

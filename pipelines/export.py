@@ -1,33 +1,43 @@
-"""Stage export: every trained network of one name as an ONNX file that is proved to compute the same."""
+"""Stage export: every trained network of one name as an ONNX file that is proved to compute the same.
+
+Of the file that a student ships, smaller and faster forms are searched where params.yaml asks for them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from pydantic import JsonValue
+from torch import nn
 
 from compress.artifact import ModelCard, load_model
 from compress.data.prepared import load_prepared
-from compress.export import ExportSettings, export_onnx
-from compress.files import read_json, write_json
+from compress.data.preprocessing import Preprocessing
+from compress.export import export_onnx
+from compress.export.any_size import write_any_size_entry
+from compress.export.float_forms import write_float_entry
+from compress.export.provenance import metric_units
+from compress.files import read_json, write_record
+from compress.image_files import ShippedPath, TorchvisionPath
 from compress.parity import Parity, assert_parity
+from compress.quantize.verdict import FLOAT32
 from compress.runtime import OnnxPredictor, load_predictor
 from compress.settings import Settings
-from compress.torch_predictor import TorchPredictor
+from compress.types import Predictor
 from pipelines.absence import is_absent, leave_note
+from pipelines.finished_work import drop_training
+from pipelines.forms import FormsSettings, find_forms, leave_no_forms
 from pipelines.layout import TEACHER, Layout
+from pipelines.origin import without_machine
 from pipelines.params import load_params
-from pipelines.samples import sample_images
-
-FORM = "float32"
+from pipelines.samples import sample_files
 
 
 class ExportParams(Settings):
     """Sections that this stage reads."""
 
-    export: ExportSettings = ExportSettings()
+    export: FormsSettings = FormsSettings()
 
 
 def run(root: Path, name: str) -> None:
@@ -42,28 +52,59 @@ def run(root: Path, name: str) -> None:
         leave_note(layout.exported(TEACHER))
         return
     training = read_json(layout.results(name) / "training.json", made_by="teacher" if name == TEACHER else "distill")
-    images = sample_images(load_prepared(layout.prepared).split("validation"), settings.num_parity_images)
-    files: list[dict[str, Any]] = []
-    for summary in training["seeds"]:
-        seed = summary["seed"]
-        folder = layout.teacher if name == TEACHER else layout.trained(name, seed, settings.weights)
-        path = layout.exported(name) / f"seed_{seed}" / f"{FORM}.onnx"
-        network, card = load_model(folder)
-        export_onnx(
-            network, path, image_size=(card.height, card.width), settings=settings, metadata=_metadata(name, card)
-        )
-        exported = load_predictor(path)
-        parity = assert_parity(
-            TorchPredictor(network, torch.device("cpu")), exported, images, tolerance=settings.tolerance
-        )
-        files.append(_entry(path.relative_to(layout.exported(name)), seed, card, exported, parity))
-        print(
-            f"{name} seed {seed}: {exported.size_bytes / 1e6:.3f} MB, differs from torch by "
-            f"{parity.relative_error:.1e} of the largest logit on {parity.num_images} images"
-        )
+    data = load_prepared(layout.prepared)
+    pictures = _Pictures(sample_files(data, "validation", settings.num_parity_images), data.manifest.preprocessing)
+    files = [_export(layout, name, summary["seed"], settings, pictures) for summary in training["seeds"]]
     # Chosen on validation, so that the test accuracy of the shipped file stays an honest estimate.
     shipped = max(files, key=lambda file: (file["accuracy_top1_validation"], -file["seed"]))
-    write_json(layout.exported(name) / "export.json", {"shipped": shipped, "files": files})
+    folder = layout.exported(name)
+    if name == TEACHER or settings.forms is None:
+        leave_no_forms(folder)
+        forms: list[dict[str, Any]] = []
+    else:
+        network, _ = load_model(_trained(layout, name, shipped["seed"], settings))
+
+        def parity(form: str, predict: Predictor) -> dict[str, Any]:
+            return _parity(network, predict, pictures, tolerance=settings.tolerance_of(form)).model_dump(mode="json")
+
+        forms = find_forms(folder, shipped, data, settings=settings.forms, parity=parity)
+    write_record(folder / "export.json", {"shipped": shipped, "files": files, "forms": forms})
+    drop_training(layout, name)
+
+
+def _export(layout: Layout, name: str, seed: int, settings: FormsSettings, pictures: _Pictures) -> dict[str, Any]:
+    """Write one seed's float32 file and describe it."""
+    path = layout.exported(name) / f"seed_{seed}" / f"{FLOAT32}.onnx"
+    network, card = load_model(_trained(layout, name, seed, settings))
+    export_onnx(network, path, image_size=(card.height, card.width), settings=settings, metadata=_metadata(name, card))
+    exported = load_predictor(path)
+    parity = _parity(network, exported, pictures, tolerance=settings.tolerance)
+    if settings.float_entry:
+        write_float_entry(path, path.with_name(f"{FLOAT32}_nchw.onnx"))
+    if settings.any_size_entry:
+        write_any_size_entry(path, path.with_name(f"{FLOAT32}_any_size.onnx"))
+    print(
+        f"{name} seed {seed}: {exported.size_bytes / 1e6:.3f} MB, differs from torch by "
+        f"{parity.relative_error:.1e} of the largest logit on {parity.num_images} images"
+    )
+    return _entry(path.relative_to(layout.exported(name)), seed, card, exported, parity)
+
+
+def _trained(layout: Layout, name: str, seed: int, settings: FormsSettings) -> Path:
+    return layout.teacher if name == TEACHER else layout.trained(name, seed, settings.weights)
+
+
+class _Pictures(NamedTuple):
+    """What network and file are compared on: both go the whole way from image files to logits."""
+
+    files: list[bytes]
+    preprocessing: Preprocessing
+
+
+def _parity(network: nn.Module, predict: Predictor, pictures: _Pictures, *, tolerance: float) -> Parity:
+    reference = TorchvisionPath(network, pictures.preprocessing)
+    shipped = ShippedPath(predict, pictures.preprocessing)
+    return assert_parity(reference, shipped, pictures.files, tolerance=tolerance)
 
 
 def _metadata(name: str, card: ModelCard) -> dict[str, JsonValue]:
@@ -80,11 +121,13 @@ def _metadata(name: str, card: ModelCard) -> dict[str, JsonValue]:
         "seed": card.seed,
         "epoch": card.epoch,
         "metrics": dict(card.metrics),
+        "metric_units": metric_units(card.metrics),
         "num_parameters": card.num_parameters,
         "flops": card.flops,
         "fingerprint": card.fingerprint,
         "weights_sha256": card.weights_sha256,
         "lineage": dict(card.lineage),
+        "origin": without_machine(card.origin),
     }
 
 
@@ -92,7 +135,7 @@ def _entry(file: Path, seed: int, card: ModelCard, exported: OnnxPredictor, pari
     """What export.json says about one file."""
     return {
         "seed": seed,
-        "form": FORM,
+        "form": FLOAT32,
         "file": str(file),
         "sha256": exported.sha256,
         "size_bytes": exported.size_bytes,

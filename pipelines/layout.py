@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 TEACHER = "teacher"
 """Name of the teacher wherever students have theirs."""
+SLUG = re.compile(r"[a-z0-9_]+")
+"""Names of students: they become names of folders, stages and files."""
 
 
 class Layout(NamedTuple):
@@ -21,6 +24,11 @@ class Layout(NamedTuple):
     @property
     def prepared(self) -> Path:
         return self.root / "data" / "prepared"
+
+    @property
+    def student_names(self) -> Path:
+        """Note that all names of students are harmless."""
+        return self.root / "data" / "student_names.json"
 
     @property
     def teacher_logits(self) -> Path:
@@ -65,6 +73,10 @@ class Layout(NamedTuple):
     @property
     def deploy(self) -> Path:
         return self.root / "deploy"
+
+    def package(self, name: str) -> Path:
+        """Where `compress package` writes a deploy folder unless it is told otherwise."""
+        return self.root / "packages" / name
 
     def work(self, stage: str) -> Path:
         """Checkpoints live here, outside DVC's outputs: DVC deletes those before it runs a stage again."""

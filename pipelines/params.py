@@ -22,6 +22,9 @@ SECTIONS = ("data", "views", "teacher", "teacher_logits", "students", "export", 
 ANCHOR_PREFIX = "x-"
 """Top-level keys with this prefix are ignored; they hold YAML anchors for reuse."""
 MOST_SHOWN = 5
+MAX_BYTES = 1_000_000
+MAX_VALUES = 100_000
+"""Values in the file, each counted as often as an anchor repeats it."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -56,17 +59,50 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ParamsError: the file is missing, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parse(path)
     except OSError as error:
         raise ParamsError(
             f"cannot read {path}: {error.strerror}; run this in the project's folder, "
             "or copy a file from pipelines/recipes/ to params.yaml"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # Dates and numbers that are none surface as whatever PyYAML's constructors trip over.
+    except (yaml.YAMLError, ValueError, ArithmeticError, AttributeError, TypeError, LookupError) as error:
         raise ParamsError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ParamsError(f"{path.name} is nested too deeply; write it flatter") from error
     if not isinstance(content, dict):
         raise ParamsError(f"{path.name}: expected sections ({', '.join(SECTIONS)}), got {type(content).__name__}")
     return content
+
+
+def _parse(path: Path) -> Any:
+    """The content of a YAML file, plain values only, of a size that its reader can see."""
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ParamsError(f"{path.name} has {size} bytes, at most {MAX_BYTES} are read; write less into it")
+    loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+    try:
+        root = loader.get_single_node()
+        # An alias of aliases of aliases is a short file with a thousand million values.
+        if root is not None and _num_values(root, {}) > MAX_VALUES:
+            raise ParamsError(f"{path.name} unfolds to more than {MAX_VALUES} values; repeat fewer anchors")
+        return None if root is None else loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _num_values(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
+    """Values of a node with all its aliases unfolded; infinity where it contains itself."""
+    if node not in known:
+        known[node] = float("inf")
+        match node:
+            case yaml.SequenceNode():
+                inner = node.value
+            case yaml.MappingNode():
+                inner = [part for pair in node.value for part in pair]
+            case _:
+                inner = []
+        known[node] = 1 + sum(_num_values(part, known) for part in inner)
+    return known[node]
 
 
 def _describe(detail: ErrorDetails, params: dict[str, Any], sections: type[BaseModel]) -> str:

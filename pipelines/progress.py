@@ -9,7 +9,7 @@ from typing import Self, final
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from compress.train import EpochReport, StepReport
+from compress.training_state import EpochReport, StepReport
 
 SECONDS_BETWEEN_LINES = 5.0
 

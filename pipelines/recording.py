@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from compress.errors import ArtifactError, ParamsError
 from compress.files import read_json, write_json
+from compress.select import FLOAT32
 from pipelines.layout import TEACHER, Layout
 from pipelines.params import load_params
 from pipelines.published import AS_WRITTEN, RESULTS, Result, find_recipe, read_results, recipe_files
@@ -113,6 +114,8 @@ def _measured(layout: Layout, params: AllParams, *, name: str, origin: Origin) -
     results: list[Result] = []
     for row in (*([] if summary["teacher"] is None else [summary["teacher"]]), *summary["students"]):
         student = row["name"]
+        if row.get("form", FLOAT32) != FLOAT32:  # published numbers are of float32 networks
+            continue
         if not _is_same_kind(ours.get(student), theirs.get(student)):
             continue
         training = read_json(layout.results(student) / "training.json", made_by="distill")

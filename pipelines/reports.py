@@ -10,9 +10,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from compress.select import label
 from pipelines.layout import TEACHER, Layout
 
-COLUMNS = ("name", "method", "accuracy_top1", "accuracy_top1_validation", "latency_ms_p50", "size_mb", "champion")
+COLUMNS = (
+    "name",
+    "form",
+    "method",
+    "accuracy_top1",
+    "accuracy_top1_validation",
+    "latency_ms_p50",
+    "size_mb",
+    "champion",
+)
 TRADE_OFFS = (
     ("accuracy_latency.png", "latency_ms_p50", "latency in ms, one image"),
     ("accuracy_size.png", "size_mb", "file size in MB"),
@@ -20,7 +30,10 @@ TRADE_OFFS = (
 
 
 def write_reports(layout: Layout, teachers: list[dict[str, Any]], students: list[dict[str, Any]]) -> None:
-    """Leave students.csv, learning_curves.csv and pictures of both in the reports folder."""
+    """Leave students.csv, learning_curves.csv and pictures of both in the reports folder.
+
+    There is a point for each form of a student, and one learning curve for all of them.
+    """
     layout.reports.mkdir(parents=True, exist_ok=True)
     _write_csv(layout.reports / "students.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in students])
     curves = {row["name"]: _mean_curve(layout.results(row["name"]) / "history.csv") for row in students}
@@ -29,8 +42,8 @@ def write_reports(layout: Layout, teachers: list[dict[str, Any]], students: list
     if importlib.util.find_spec("matplotlib") is None:
         print("warning: no pictures in reports/: matplotlib is not installed", file=sys.stderr)
         return
-    for file, key, label in TRADE_OFFS:
-        _draw_trade_off(layout.reports / file, [*teachers, *students], key, label)
+    for file, key, words in TRADE_OFFS:
+        _draw_trade_off(layout.reports / file, [*teachers, *students], key, words)
     _draw_curves(layout.reports / "learning_curves.png", curves)
 
 
@@ -63,14 +76,14 @@ def _figure() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _draw_trade_off(path: Path, rows: list[dict[str, Any]], key: str, label: str) -> None:
+def _draw_trade_off(path: Path, rows: list[dict[str, Any]], key: str, words: str) -> None:
     figure, axes = _figure()
     for row in rows:
         x, y = row[key], row["accuracy_top1"]
         axes.errorbar(x, y, yerr=row["accuracy_top1_std"], fmt="o", color=_color(row), capsize=3)
-        axes.annotate(row["name"], (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(label(row["name"], row["form"]), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlabel(label)
+    axes.set_xlabel(words)
     axes.set_ylabel("top-1 accuracy on test")
     axes.set_title("red: teacher, green: champion, blue: Pareto front; bars: deviation over seeds", fontsize=9)
     figure.savefig(path)

@@ -6,10 +6,10 @@ import json
 
 from compress.data import DataSettings
 from compress.data.view_schedule import ViewSettings
-from compress.export import ExportSettings
 from compress.settings import Settings
 from compress.teacher_logits import TeacherLogitsSettings
-from pipelines.evaluate import EvaluateSettings
+from pipelines.forms import FormsSettings
+from pipelines.measuring import EvaluateSettings
 from pipelines.select import Constraints
 from pipelines.settings import StudentsSettings, TeacherSettings
 
@@ -23,7 +23,7 @@ class AllParams(Settings):
     """null: there is no teacher, and every student learns alone or from another student."""
     teacher_logits: TeacherLogitsSettings = TeacherLogitsSettings()
     students: StudentsSettings
-    export: ExportSettings = ExportSettings()
+    export: FormsSettings = FormsSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     select: Constraints = Constraints()
 

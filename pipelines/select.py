@@ -1,4 +1,4 @@
-"""Stage select: all students in one table, the champion, and the folder that is shipped."""
+"""Stage select: all students and their forms in one table, the champion, and the folder that is shipped."""
 
 from __future__ import annotations
 
@@ -8,35 +8,19 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from compress.data.prepared import load_prepared
-from compress.deploy import write_deploy_folder
 from compress.errors import SelectionError, TrackingError
-from compress.files import read_json, write_json
-from compress.model_card import DeployFacts, TeacherFacts
-from compress.select import Candidate, Constraints, Selection, select
+from compress.files import check_files, read_json, write_json, write_record
+from compress.select import Candidate, Constraints, Selection, label, select
 from compress.settings import Settings
 from pipelines.absence import is_absent
+from pipelines.deploy_folder import write_package
 from pipelines.layout import TEACHER, Layout
 from pipelines.params import load_params
 from pipelines.reports import write_reports
-from pipelines.samples import sample_images
+from pipelines.searched_forms import form_notes, golden_tolerance, searched_forms
 from pipelines.tracking.registry import mark_current, promote
 from pipelines.tracking.store import TrackingOffError, workspace
 from pipelines.tracking.view import seed_view
-
-NUM_EXAMPLES = 8
-SHOWN_ON_CARD = (
-    "accuracy_top1_mean",
-    "accuracy_top1_std",
-    "accuracy_top5",
-    "negative_log_likelihood",
-    "expected_calibration_error",
-    "agreement_with_teacher",
-    "latency_ms_p95",
-    "latency_ms_p50_batch32",
-    "images_per_second",
-)
-"""Measurements beyond those that every model card has."""
 
 
 class StudentNames(Settings):
@@ -60,7 +44,7 @@ class SelectParams(Settings):
 
 
 def run(root: Path) -> None:
-    """Rank the students of params.yaml and ship the champion.
+    """Rank the students of params.yaml, each in every form that its evaluation kept, and ship the champion.
 
     The table is written even when nobody satisfies the constraints, so that a person sees by how much they fail.
 
@@ -71,31 +55,36 @@ def run(root: Path) -> None:
     params = load_params(SelectParams, layout.params)
     names = params.students.names
     teacher = None if is_absent(layout.exported(TEACHER)) else _row(layout, TEACHER)
-    rows = [_row(layout, name) for name in names]
+    rows = [row for name in names for row in (_row(layout, name), *_form_rows(layout, name))]
     table: dict[str, Any] = {
         "constraints": params.select.model_dump(mode="json"),
         "teacher": teacher,
+        "forms": [form for name in names for form in searched_forms(layout, name)],
     }
     try:
         selection = select([_candidate(row) for row in rows], params.select)
     except SelectionError:
-        write_json(layout.table, {**table, "champion": None, "reason": None, "students": _ranked(rows, None)})
+        nobody = {"champion": None, "form": None, "reason": None}
+        write_record(layout.table, {**table, **nobody, "students": _ranked(rows, None)})
         raise
     students = _ranked(rows, selection)
-    write_json(
-        layout.table, {**table, "champion": selection.champion, "reason": selection.reason, "students": students}
-    )
+    outcome = {"champion": selection.champion, "form": selection.form, "reason": selection.reason}
+    write_record(layout.table, {**table, **outcome, "students": students})
     champion = next(row for row in students if row["champion"])
     write_json(layout.champion, champion)
     write_reports(layout, [] if teacher is None else [teacher], students)
-    _deploy(layout, champion, selection.reason, teacher)
-    _tell_tracker(root, list(names) if teacher is None else [TEACHER, *names], selection.champion)
+    write_package(layout, champion, reason=selection.reason, teacher=teacher, folder=layout.deploy, triton=False)
+    shipped = label(selection.champion, selection.form)
+    _tell_tracker(root, list(names) if teacher is None else [TEACHER, *names], shipped)
 
 
 def _row(layout: Layout, name: str) -> dict[str, Any]:
-    """What is known about one network: what it is, how it was trained, what was measured on its file."""
-    training = read_json(layout.results(name) / "training.json", made_by="teacher" if name == TEACHER else "distill")
-    evaluation = read_json(layout.results(name) / "evaluation.json", made_by="evaluate")
+    """What is known about one network: what it is, how it was trained, what was measured on its float32 file."""
+    results, trained_by = layout.results(name), "teacher" if name == TEACHER else "distill"
+    training = read_json(results / "training.json", made_by=trained_by)
+    check_files(results, training, made_by=trained_by)
+    check_files(results, read_json(results / "details.json", made_by="evaluate"), made_by="evaluate")
+    evaluation = read_json(results / "evaluation.json", made_by="evaluate")
     shipped = read_json(layout.exported(name) / "export.json", made_by="export")["shipped"]
     settings = training["settings"]
     return {
@@ -115,9 +104,33 @@ def _row(layout: Layout, name: str) -> dict[str, Any]:
     }
 
 
+def _form_rows(layout: Layout, name: str) -> list[dict[str, Any]]:
+    """The same about the other forms of the shipped file, which exist for its seed alone."""
+    float32 = _row(layout, name)
+    of_forms = read_json(layout.results(name) / "evaluation.json", made_by="evaluate").get("forms", {})
+    files = read_json(layout.exported(name) / "export.json", made_by="export")["forms"]
+    return [
+        {
+            **float32,
+            "form": file["form"],
+            "seeds": [file["seed"]],
+            "num_seeds": 1,
+            "file": str((layout.exported(name) / file["file"]).relative_to(layout.root)),
+            "sha256": file["sha256"],
+            "size_bytes": file["size_bytes"],
+            **of_forms[file["form"]],
+            "form_notes": form_notes(file, of_forms[file["form"]]),
+            "golden_tolerance": golden_tolerance(file),
+        }
+        for file in files
+        if file["form"] in of_forms
+    ]
+
+
 def _candidate(row: dict[str, Any]) -> Candidate:
     return Candidate(
         name=row["name"],
+        form=row["form"],
         accuracy_validation=row["accuracy_top1_validation"],
         accuracy_test=row["accuracy_top1"],
         latency_ms=row["latency_ms_p50"],
@@ -140,53 +153,14 @@ def _ranked(rows: list[dict[str, Any]], selection: Selection | None) -> list[dic
     marked = [
         {
             **row,
-            "champion": selection is not None and row["name"] == selection.champion,
-            "pareto_front": selection is not None and row["name"] in selection.front,
-            "reason": None if selection is None else selection.reasons.get(row["name"]),
+            "champion": selection is not None and (row["name"], row["form"]) == (selection.champion, selection.form),
+            "pareto_front": selection is not None and label(row["name"], row["form"]) in selection.front,
+            "reason": None if selection is None else selection.reasons.get(label(row["name"], row["form"])),
         }
         for row in rows
     ]
-    return sorted(marked, key=lambda row: (not row["champion"], -row["accuracy_top1_validation"], row["name"]))
-
-
-def _deploy(layout: Layout, champion: dict[str, Any], reason: str, teacher: dict[str, Any] | None) -> None:
-    """Write the folder that is shipped; its example images are of validation, which training never saw."""
-    data = load_prepared(layout.prepared)
-    manifest = data.manifest
-    details = read_json(layout.results(champion["name"]) / "details.json", made_by="evaluate")
-    training = read_json(layout.results(champion["name"]) / "training.json", made_by="distill")
-    machine = details["machine"]
-    sizes = ", ".join(f"{split} {info.num_images}" for split, info in manifest.splits.items())
-    facts = DeployFacts(
-        name=champion["name"],
-        reason=reason,
-        architecture=champion["model"],
-        method=champion["method"],
-        num_parameters=champion["num_parameters"],
-        flops=champion["flops"],
-        accuracy_validation=champion["accuracy_top1_validation"],
-        accuracy_test=champion["accuracy_top1"],
-        num_images_test=manifest.splits["test"].num_images,
-        latency_ms=champion["latency_ms_p50"],
-        machine=f"{machine['processor']}, {machine['threads']} thread(s), {machine['runtime']}",
-        data=f"{manifest.source['name']}: {len(manifest.classes)} classes; images: {sizes}",
-        preprocessing=manifest.preprocessing.model_dump(mode="json"),
-        teacher=None
-        if teacher is None
-        else TeacherFacts(
-            architecture=teacher["model"],
-            accuracy_test=teacher["accuracy_top1"],
-            latency_ms=details["timings"][TEACHER][0]["latency_ms_p50"],
-            size_bytes=teacher["size_bytes"],
-        ),
-        metrics={name: champion[name] for name in SHOWN_ON_CARD if name in champion},
-        lineage={key: value for key, value in training.items() if key.endswith(("_sha256", "_fingerprint"))},
-    )
-    write_deploy_folder(
-        layout.deploy,
-        onnx_path=layout.root / champion["file"],
-        facts=facts,
-        example_images=sample_images(data.split("validation"), NUM_EXAMPLES),
+    return sorted(
+        marked, key=lambda row: (not row["champion"], -row["accuracy_top1_validation"], row["name"], row["form"])
     )
 
 

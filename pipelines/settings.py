@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,10 +10,8 @@ from compress.errors import ParamsError
 from compress.methods import Composed, CrossEntropy, LogitMethod, WithoutTeacher
 from compress.models import ModelSource
 from compress.settings import Fraction, NonNegativeInt, Settings
-from compress.train import TrainSettings
-from pipelines.layout import TEACHER
-
-SLUG = re.compile(r"[a-z0-9_]+")
+from compress.training_state import TrainSettings
+from pipelines.layout import SLUG, TEACHER
 
 
 class TeacherSettings(Settings):

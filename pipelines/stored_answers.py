@@ -15,6 +15,7 @@ from compress.data.view_schedule import ViewSettings
 from compress.device import place
 from compress.models.checkpoint import CARD_FILE, WEIGHTS_FILE
 from compress.teacher_logits import StoredTeacher, open_teacher_logits, read_manifest, verify_against_teacher
+from pipelines.finished_work import drop_store
 from pipelines.layout import Layout
 
 
@@ -30,6 +31,7 @@ def stored_answers(layout: Layout, data: PreparedData, views: ViewSettings, *, d
         data_fingerprint=data.manifest.fingerprint, views=views, teacher_sha256=_sha256_of_teacher(layout.teacher)
     )
     store = open_teacher_logits(folder, expected)
+    drop_store(layout)
     if not (layout.teacher / WEIGHTS_FILE).is_file():
         print(f"teacher logits: verified by hash alone; the teacher's weights are not in {layout.teacher}", flush=True)
         return store

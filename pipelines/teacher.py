@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,19 @@ from compress.data.prepared import PreparedData, load_prepared
 from compress.data.view_schedule import ViewSettings
 from compress.device import place, resolve_device
 from compress.errors import ModelError, ParamsError
-from compress.files import write_json
+from compress.files import write_record
 from compress.fingerprint import fingerprint
 from compress.models import check_classes, source_classes
+from compress.ranks import Ranks
 from compress.settings import Settings
-from compress.train import EpochReport, TrainSettings, validate
+from compress.train import validate
+from compress.training_state import EpochReport, TrainSettings
 from pipelines.absence import leave_note
+from pipelines.finished_work import keep_training
 from pipelines.layout import TEACHER, Layout
 from pipelines.params import load_params
 from pipelines.settings import TeacherSettings
+from pipelines.torchrun import ranks_of_stage
 from pipelines.trained import Trained, write_training_files
 from pipelines.training import (
     Job,
@@ -43,18 +46,26 @@ class TeacherParams(Settings):
 def run(root: Path) -> None:
     """Leave the teacher's artifact with its validation accuracy, or a note that there is no teacher.
 
+    Ranks that torchrun started train it together; what is left to do when there is no training does the first alone.
+
     Raises:
         ModelError: it does not fit the data, or is less accurate than `teacher.min_accuracy`.
     """
+    with ranks_of_stage() as ranks:
+        layout = Layout(root)
+        params = load_params(TeacherParams, layout.params)
+        if params.teacher is not None and (params.teacher.train is not None or ranks.is_first):
+            _run(root, params.teacher, params.views, ranks)
+        elif ranks.is_first:
+            _leave_absence(layout)
+
+
+def _run(root: Path, teacher: TeacherSettings, views_settings: ViewSettings, ranks: Ranks) -> None:
     layout = Layout(root)
-    params = load_params(TeacherParams, layout.params)
-    if params.teacher is None:
-        _leave_absence(layout)
-        return
-    teacher, data = params.teacher, load_prepared(layout.prepared)
+    data = load_prepared(layout.prepared)
     lineage = {"data_fingerprint": data.manifest.fingerprint}
     settings: dict[str, Any] = teacher.model_dump(mode="json", exclude_none=True)
-    views = params.views.model_dump(mode="json")
+    views = views_settings.model_dump(mode="json")
     work = layout.work("teacher") / fingerprint({"settings": settings, "views": views, **lineage})[:16]
     with tracked_training(root, TEACHER, stage="teacher", work=work, lineage=lineage) as tracked:
         tracked.log_params({"student": TEACHER, **settings, "views": views})
@@ -62,21 +73,23 @@ def run(root: Path) -> None:
         if teacher.train is None:
             trained = _loaded(teacher, data, layout)
         else:
-            job = _job(teacher, teacher.train, data, params.views)
+            job = _job(teacher, teacher.train, data, views_settings)
             trained = train(job, work=work, folders={"last": layout.teacher}, run=tracked)
+    if not ranks.is_first:
+        return
     accuracy = trained.last.validation_accuracy_top1
     print(f"teacher: validation accuracy {accuracy:.2%}", flush=True)
     _require_accuracy(accuracy, teacher, len(data.manifest.classes))
     facts = {"student": TEACHER, "stage": "teacher", "settings": settings, **lineage}
     write_training_files(layout.results(TEACHER), [trained], facts)
-    write_json(layout.run(TEACHER), {"run_id": tracked.id})
-    shutil.rmtree(work)
+    write_record(layout.run(TEACHER), {"run_id": tracked.id})
+    keep_training(work, TEACHER)
 
 
 def _leave_absence(layout: Layout) -> None:
     leave_note(layout.teacher)
     write_training_files(layout.results(TEACHER), [], {"student": None, "stage": "teacher"})
-    write_json(layout.run(TEACHER), {"run_id": None})
+    write_record(layout.run(TEACHER), {"run_id": None})
     print("teacher: none in params.yaml; nothing to do")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from compress.files import write_json
-from compress.train import EpochReport
+from compress.files import write_record, write_whole
+from compress.training_state import EpochReport
 
+HISTORY = "history.csv"
 HISTORY_COLUMNS = ("seed", *EpochReport._fields)
 
 
@@ -40,13 +43,15 @@ class Trained:
 
 def write_training_files(folder: Path, runs: Sequence[Trained], facts: Mapping[str, Any]) -> None:
     """Leave training.json and history.csv: settings, one summary per seed, one row per epoch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "training.json", {**facts, "seeds": [run.summary() for run in runs]})
-    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HISTORY_COLUMNS)
-        for run in runs:
-            writer.writerows((run.seed, *(round(value, 6) for value in report)) for report in run.history)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HISTORY_COLUMNS)
+    for run in runs:
+        writer.writerows((run.seed, *(round(value, 6) for value in report)) for report in run.history)
+    history = text.getvalue().encode()
+    write_whole(folder / HISTORY, history)
+    hashes = {HISTORY: hashlib.sha256(history).hexdigest()}
+    write_record(folder / "training.json", {**facts, "seeds": [run.summary() for run in runs], "hashes": hashes})
 
 
 def _summary(report: EpochReport) -> dict[str, JsonValue]:

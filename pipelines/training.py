@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,23 +17,21 @@ from compress.artifact import ModelCard, save_model
 from compress.batches import TrainingData
 from compress.checkpoint import CheckpointFolder
 from compress.data.manifest import Manifest
+from compress.device import resolve_device
+from compress.errors import ArtifactError
 from compress.files import read_json, write_json
 from compress.fingerprint import fingerprint
 from compress.methods import Method
 from compress.models import ModelSource, Network, Statistics, build_network, count_flops, count_parameters
+from compress.ranks import agreed, ranks_here
 from compress.teacher_logits import TeacherAnswers
-from compress.train import (
-    EpochReport,
-    Trainee,
-    TrainingState,
-    TrainSettings,
-    new_training_state,
-    train_epochs,
-    train_together,
-)
+from compress.train import train_epochs, train_together
+from compress.training_state import EpochReport, Trainee, TrainingState, TrainSettings, new_training_state
 from pipelines.code import code_fingerprint
+from pipelines.origin import origin_of
 from pipelines.progress import epoch_line, training_progress
 from pipelines.tracking import Run, track
+from pipelines.tracking.sinks import Nowhere
 from pipelines.trained import Trained
 
 Lineage = dict[str, str]
@@ -56,6 +54,18 @@ class Job:
     curve_seed: int | None = None
     """Seed to tell this run's curves from those of the student's first seed; None for the first."""
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Settings that `compress replay` trains it with again, in the words of params.yaml."""
+        return {
+            "data": self.manifest.settings,
+            "views": self.data.views.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json", exclude_none=True),
+            "method": self.method.model_dump(mode="json"),
+            "train": self.settings.model_dump(mode="json"),
+            "seed": self.seed,
+        }
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash over settings, data, teacher, code and torch's version."""
@@ -69,7 +79,7 @@ class Job:
                 "seed": self.seed,
                 "code": code_fingerprint(self.method),
                 "torch": torch.__version__,
-                "threads": self.settings.threads or torch.get_num_threads(),
+                "threads": _threads(self.settings),
             }
         )
 
@@ -94,8 +104,15 @@ def train(job: Job, *, work: Path, folders: Mapping[str, Path], run: Run) -> Tra
             best=state.history[state.best_epoch - 1],
             fingerprint=job.fingerprint,
         )
-        _save(job, state, trained, folders)
+        if ranks_here().is_first:
+            _save(job, state, trained, folders)
     return trained
+
+
+def _threads(settings: TrainSettings) -> int | None:
+    """CPU threads, where they decide the order of sums."""
+    is_on_cpu = resolve_device(settings.device).type == "cpu"
+    return settings.threads or torch.get_num_threads() if is_on_cpu else None
 
 
 class Lesson(NamedTuple):
@@ -143,7 +160,9 @@ class _Opened:
         return time.monotonic() - self.started
 
     def keep(self, report: EpochReport) -> None:
-        """Write the checkpoint of an epoch and tell the tracker."""
+        """Write the checkpoint of an epoch and tell the tracker; the first rank does it for all."""
+        if not ranks_here().is_first:
+            return
         self.checkpoints.save(report.epoch, self.state.state_dict() | {"train_seconds": self.seconds})
         self.lesson.run.log_epoch(report.epoch, epoch_metrics(report), seed=self.lesson.job.curve_seed)
 
@@ -153,13 +172,15 @@ def _opened(lesson: Lesson) -> Generator[_Opened]:
     """The newest checkpoint of a job, or its beginning."""
     job = lesson.job
     checkpoints = CheckpointFolder(lesson.work, job.fingerprint)
-    with checkpoints.locked():
+    with checkpoints.locked() if ranks_here().is_first else nullcontext():
         with torch.random.fork_rng():
             torch.manual_seed(job.seed)
             network = build_for(job.model, job.manifest, replace_head=True)
             state = new_training_state(network, job.method, job.data, settings=job.settings, teacher=job.teacher)
         seconds = _resume_(state, checkpoints)
         if state.epoch:
+            # Killed between a checkpoint and its report, the tracker would lack the epoch; told twice it does no harm.
+            lesson.run.log_epoch(state.epoch, epoch_metrics(state.history[-1]), seed=job.curve_seed)
             print(f"{job.label}: continuing after epoch {state.epoch}/{job.settings.epochs}", flush=True)
         else:
             print(f"{job.label}: {job.data.views.describe(job.settings.epochs)}", flush=True)
@@ -168,9 +189,18 @@ def _opened(lesson: Lesson) -> Generator[_Opened]:
 
 @contextmanager
 def tracked_training(root: Path, name: str, *, stage: str, work: Path, lineage: Lineage) -> Generator[Run]:
-    """The tracking run of the training that `work` belongs to; one that was interrupted is continued."""
+    """The tracking run of the training that `work` belongs to; one that was interrupted is continued.
+
+    Of several ranks the first tracks.
+    """
+    if not ranks_here().is_first:
+        yield Run(None, None, Nowhere())
+        return
     noted = work / "run.json"
-    earlier = read_json(noted, made_by=stage)["run_id"] if noted.is_file() else None
+    try:
+        earlier = read_json(noted, made_by=stage)["run_id"]
+    except ArtifactError:  # missing in a first run; damaged, it costs a second run on the tracker and no more
+        earlier = None
     with track(root, name=name, stage=stage, run_id=earlier, tags=lineage) as run:
         write_json(noted, {"run_id": run.id})
         yield run
@@ -200,7 +230,7 @@ def epoch_metrics(report: EpochReport) -> dict[str, float]:
 
 def _resume_(state: TrainingState, checkpoints: CheckpointFolder) -> float:
     """Bring the state to the newest checkpoint, in place; the seconds trained before."""
-    saved = checkpoints.load()
+    saved = agreed(checkpoints.load() if ranks_here().is_first else None)
     if saved is None:
         return 0.0
     state.load_state_dict(saved)
@@ -251,10 +281,14 @@ def card_of(
 def _save(job: Job, state: TrainingState, trained: Trained, folders: Mapping[str, Path]) -> None:
     network = state.evaluated
     assert isinstance(network, Network)
+    training = {"method": job.method.model_dump(mode="json"), **job.settings.model_dump(mode="json")}
+    threads, device = _threads(job.settings), job.settings.device
+    code = code_fingerprint(job.method)
+    origin = origin_of(job.recipe, code=code, device=device, threads=threads, root=Path.cwd())
+    known = {"training": training, "seed": job.seed, "origin": origin}
     for which, folder in folders.items():
         report = trained.last if which == "last" else trained.best
         if which == "best":
             network.load_state_dict(state.best_weights)
         card = card_of(job.model, network, job.manifest, report=report, identity=job.fingerprint, lineage=job.lineage)
-        training = {"method": job.method.model_dump(mode="json"), **job.settings.model_dump(mode="json")}
-        save_model(folder, network, card.model_copy(update={"training": training, "seed": job.seed}))
+        save_model(folder, network, card.model_copy(update=known))

@@ -5,7 +5,9 @@ Members of an archive are read into memory and never written to disk, so a name 
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterable
@@ -20,7 +22,10 @@ MAX_FILE_BYTES = 1 << 29
 """Larger files are not read: no picture within the pixel bound needs half a gigabyte, an archive bomb claims it."""
 
 # zipfile has no error of its own for all it meets: an encrypted member or an unknown compression is a RuntimeError.
-_MEMBER_ERRORS = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+_MEMBER_ERRORS = (
+    *(OSError, EOFError, RuntimeError, ValueError, MemoryError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,19 @@ def open_file_tree(path: Path) -> Generator[FileTree]:
 
 def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise DataError(f"no folder or zip archive at {path} (looked from {Path.cwd()}); correct the path") from error
-    except zipfile.BadZipFile as error:
+    # A damaged list of members surfaces as whatever its parser trips over.
+    except (zipfile.BadZipFile, ValueError, RuntimeError, struct.error) as error:
         raise DataError(f"{path} is neither a folder nor a whole zip archive; unpack it or fetch it again") from error
     except OSError as error:
         raise DataError(f"{path} can not be read: {error.strerror}; correct the path or its rights") from error
+    # One stretch of bytes listed a thousand times unpacks to a thousand times what it should.
+    if sum(member.compress_size for member in archive.infolist()) > path.stat().st_size:
+        archive.close()
+        raise DataError(f"{path} lists more bytes than it has: its members overlap; pack it again")
+    return archive
 
 
 @dataclass
@@ -79,7 +90,10 @@ def _list_folder(root: Path) -> FileTree:
 
     def read(name: str) -> bytes:
         try:
-            with (root / originals[name]).open("rb") as file:
+            path = root / originals[name]
+            if path.exists() and not path.is_file():  # opening a pipe waits for ever, reading a device never ends
+                raise UnreadableImageError("is no file")
+            with path.open("rb") as file:
                 _check_size(os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:

@@ -29,6 +29,7 @@ FORMAT_VERSION = 1
 
 Storage = Literal["arrays", "encoded"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StoredFile(Settings):
@@ -97,9 +98,9 @@ class Manifest(Settings):
     width: PositiveInt
     """Pixels of the networks' input."""
     storage: Storage
-    mean: tuple[float, float, float]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     """Per channel over all pixels of all train images after preprocessing, in [0, 1]; exact, as are the sums."""
-    std: tuple[float, float, float]
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     """The same, population standard deviation; 1 for a channel that never varies, so that one can divide by it."""
     splits: dict[SplitName, SplitInfo]
     preprocessing: Preprocessing

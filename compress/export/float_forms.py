@@ -39,6 +39,8 @@ def float16_model(source: ExportedModel) -> ModelProto:
     """
     _refuse_large_constants(source)
     with _import_path_kept():
+        # Imported after onnxruntime.transformers, it needs the changed path; later it would not find its modules.
+        import onnxruntime.quantization  # noqa: F401  # pyright: ignore[reportUnusedImport]
         from onnxruntime.transformers.float16 import convert_float_to_float16  # pyright: ignore[reportMissingImports]
 
     entry = [node.name for node in entry_nodes(source.model.graph)]
@@ -86,7 +88,8 @@ def _pixel_nodes(source: ExportedModel) -> list[NodeProto]:
     found: list[NodeProto] = []
     name = graph.input[0].name
     while len(found) < 3:
-        following = consumers(graph, name)
+        # Transformers also ask for the number of images, which both entries have in the first place.
+        following = [node for node in consumers(graph, name) if not _counts_images(node)]
         if len(following) != 1:
             break
         found.append(following[0])
@@ -100,6 +103,12 @@ def _pixel_nodes(source: ExportedModel) -> list[NodeProto]:
         f"{source.path} does not begin with transpose, cast and division by 255 ({', '.join(operators)}); "
         "make the float entry of a file that export_onnx wrote"
     )
+
+
+def _counts_images(node: NodeProto) -> bool:
+    """Whether it takes only the first of a tensor's dimensions."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    return node.op_type == "Shape" and attributes.get("start", 0) == 0 and attributes.get("end") == 1
 
 
 def _replace_input_(nodes: Iterable[NodeProto], name: str, replacement: str) -> None:

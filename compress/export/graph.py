@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import numpy as np
@@ -9,7 +10,11 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from compress.errors import ModelError
-from compress.onnx_structure import parts_from_elsewhere
+from compress.onnx_structure import all_nodes, parts_from_elsewhere, taken_names
+
+MIN_ONNXRUNTIME: Final = "1.24.4"
+"""The oldest ONNX Runtime that exported files are tested in; earlier ones read tensors of files outside a model's
+folder. By their opset and IR version alone they would load in 1.17 (opset 20) and 1.14 (opset 18)."""
 
 IR_VERSION: Final = {18: 8, 19: 9, 20: 9}
 """File format version per opset: the oldest that holds it. Exporters write 10, which ONNX Runtime 1.17 refuses."""
@@ -25,15 +30,45 @@ def strip_(model: ModelProto) -> None:
     # The part after "+" names a build of torch (+cpu, +cu130), which does not change what is computed.
     model.producer_version = model.producer_version.partition("+")[0]
     graph = model.graph
+    remove_dead_(graph)
     del graph.metadata_props[:]
-    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+    for item in (*all_nodes(graph), *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del item.metadata_props[:]
         item.doc_string = ""
     # The types of weights stand in the weights; said twice they contradict a quantiser that replaces them.
-    weights = {tensor.name for tensor in graph.initializer}
-    kept = [value for value in graph.value_info if value.name not in weights]
+    made = {name for node in graph.node for name in node.output}
+    kept = [value for value in graph.value_info if value.name in made]
     del graph.value_info[:]
     graph.value_info.extend(kept)
+
+
+def remove_dead_(graph: GraphProto) -> None:
+    """Remove nodes that nothing takes from, and weights that no node takes."""
+    needed = {value.name for value in graph.output}
+    nodes: list[NodeProto] = []
+    for node in reversed(graph.node):  # in order, so every consumer was seen before
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(taken_names(node))
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:]
+    graph.node.extend(reversed(nodes))
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
+
+
+def unfolded_normalisations(graph: GraphProto) -> list[str]:
+    """Names of batch normalisations that a convolution or product directly before them could hold."""
+    producers = {node.output[0]: node for node in graph.node}
+    num_uses = Counter(name for node in graph.node for name in node.input)
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "BatchNormalization"
+        and num_uses[node.input[0]] == 1
+        and node.input[0] in producers
+        and producers[node.input[0]].op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    ]
 
 
 def rewrite_hard_sigmoid_(graph: GraphProto) -> None:
@@ -95,5 +130,6 @@ def check(model: ModelProto, opset: int) -> None:
     batches = [value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output)]
     if batches != ["batch", "batch"]:
         raise ModelError("the network answers batches of one size only; use one whose forward pass takes any batch")
+    assert model.ir_version == IR_VERSION[opset], "the caller sets it"
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)

@@ -2,7 +2,8 @@
 
 Input `image`: uint8 RGB pixels (batch, height, width, 3), any batch size; normalisation is inside.
 Output `logits`: float32 (batch, classes). Class names and whatever else the caller knows stand in the metadata, each
-value as JSON. Exporting the same network twice gives the same bytes.
+value as JSON, beside the versions of the tools and what a runtime must know. Exporting the same network twice gives
+the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import nn
 
 from compress.errors import ArtifactError, ModelError
 from compress.export.graph import IR_VERSION, check, rewrite_hard_sigmoid_, strip_
+from compress.export.provenance import requirements, tool_versions
 from compress.export.settings import ExportSettings, Opset
 from compress.export.traceable import traceable
 from compress.files import write_whole
@@ -57,7 +59,7 @@ def export_onnx(
     strip_(model)
     rewrite_hard_sigmoid_(model.graph)
     model.ir_version = IR_VERSION[settings.opset]
-    _describe_(model, metadata)
+    _describe_(model, metadata, settings)
     check(model, settings.opset)
     try:
         write_whole(path, model.SerializeToString(deterministic=True))
@@ -117,10 +119,14 @@ def _class_names(metadata: Mapping[str, JsonValue]) -> list[JsonValue]:
     return classes
 
 
-def _describe_(model: onnx.ModelProto, metadata: Mapping[str, JsonValue]) -> None:
-    """Put the metadata into the model, each value as JSON under its key."""
-    for key in sorted(metadata):
-        value = json.dumps(metadata[key], sort_keys=True, ensure_ascii=False, allow_nan=False)
+def _describe_(model: onnx.ModelProto, metadata: Mapping[str, JsonValue], settings: ExportSettings) -> None:
+    """Put the metadata into the model, each value as JSON under its key, and what only the exporter knows."""
+    own: dict[str, JsonValue] = {"tools": tool_versions(), "requirements": requirements(settings.opset)}
+    if settings.license is not None:
+        own["license"] = settings.license
+    facts = {**metadata, **own}
+    for key in sorted(facts):
+        value = json.dumps(facts[key], sort_keys=True, ensure_ascii=False, allow_nan=False)
         model.metadata_props.add(key=key, value=value)
 
 

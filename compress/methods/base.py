@@ -21,7 +21,16 @@ from compress.settings import Fraction, Settings
 from compress.types import Answer, Features, LabelArray, Labels, Logits, LossTerms, Scalar
 
 
-class TeacherMethod(Settings, ABC):
+class AnyMethod(Settings, ABC):
+    """What every kind of method can be asked."""
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether an image's loss depends on the others of its batch, so that a batch can not be taken in pieces."""
+        return False
+
+
+class TeacherMethod(AnyMethod, ABC):
     """A loss that compares student logits with a teacher's; its fields are the hyper-parameters."""
 
     label_smoothing: Fraction = 0.0
@@ -44,7 +53,7 @@ class TeacherMethod(Settings, ABC):
         return 1.0
 
 
-class TeacherFreeMethod(Settings, ABC):
+class TeacherFreeMethod(AnyMethod, ABC):
     """A loss that needs no teacher."""
 
     @abstractmethod
@@ -123,7 +132,7 @@ class FeatureLoss(nn.Module, ABC):
         """What the teacher's features say, weighted."""
 
 
-class FeatureMethod(Settings, ABC):
+class FeatureMethod(AnyMethod, ABC):
     """A loss on the features of student and teacher."""
 
     @abstractmethod
@@ -143,7 +152,7 @@ class SelfFeatureLoss(nn.Module, ABC):
         """Weighted hard and soft terms in nats, each a mean over the batch."""
 
 
-class SelfFeatureMethod(Settings, ABC):
+class SelfFeatureMethod(AnyMethod, ABC):
     """A loss on the student's own features."""
 
     @abstractmethod

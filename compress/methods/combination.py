@@ -37,6 +37,10 @@ class Combination(FeatureMethod):
             raise ValueError(f"names {', '.join(repeated)} more than once; set its weight instead")
         return features
 
+    @property
+    def compares_samples(self) -> bool:
+        return any(method.compares_samples for method in (self.logits, *self.features))
+
     def build(self, pair: Pair) -> CombinationLoss:
         return CombinationLoss(self.logits, [method.build(pair) for method in self.features])
 

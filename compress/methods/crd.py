@@ -12,7 +12,7 @@ the normalised mean (`momentum`) of themselves and the new embeddings. Hard = cr
 Memories and Z are buffers: they belong to the state of the training. Scores reach 1.6e6, too much for float16:
 everything is float32, and computed from logarithms (u / (u + c) is a sigmoid), so that no temperature overflows.
 Negatives are drawn anew for every image of every batch, without repetition where the other classes have enough images.
-A mixed image has the class of its largest share. With several processes each has memories of its own, as upstream.
+A mixed image has the class of its largest share. Several processes keep the same memories; upstream each has its own.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ class CRD(FeatureMethod):
     """Share of the old entry when a memory is updated."""
     embedding_size: PositiveInt = 128
     """Length of the embeddings that are compared."""
+
+    @property
+    def compares_samples(self) -> bool:
+        return True
 
     def build(self, pair: Pair) -> CRDLoss:
         labels = torch.from_numpy(np.ascontiguousarray(pair.labels))

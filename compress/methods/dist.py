@@ -6,7 +6,7 @@ rho is Pearson's correlation of student and teacher probabilities at temperature
 of one image, along a column over the images of the batch for one class. Its denominator carries 1e-8.
 
 The column part is a statistic of the batch: its value depends on the batch size, it is a constant (tau^2 * gamma,
-no gradient) for a batch of one, and with several processes each sees only its own images, as in the authors' code.
+no gradient) for a batch of one. Several processes compute it on the whole batch; in the authors' code each sees its own.
 Where the student is exactly uniform the gradient is about 3e6, because only the 1e-8 bounds it.
 The authors' trainer doubles the whole term: the defaults beta = gamma = 2 are the paper's setting, whereas the
 authors' loss module alone has 1 and 1.
@@ -37,6 +37,10 @@ class DIST(TeacherMethod):
     """Weight of the correlation over classes; 2 in the paper's runs."""
     gamma: NonNegativeFloat = 2.0
     """Weight of the correlation over the images of a batch; 2 in the paper's runs."""
+
+    @property
+    def compares_samples(self) -> bool:
+        return True
 
     def soft(self, student: Logits, teacher: Logits, labels: Labels) -> Scalar:
         prediction = F.softmax(full_precision(student) / self.temperature, dim=1)

@@ -41,6 +41,10 @@ class ITRD(FeatureMethod):
     alpha: PositiveFloat = 1.5
     """Order of the entropy (alpha); 1.01 for networks of one family, 1.5 for unlike ones."""
 
+    @property
+    def compares_samples(self) -> bool:
+        return True
+
     def build(self, pair: Pair) -> ITRDLoss:
         return ITRDLoss(self, pair.student.pooled, pair.teacher.pooled)
 

@@ -40,6 +40,10 @@ class LogitStandardization(TeacherMethod):
             raise ValueError("has no effect here; set method.label_smoothing")
         return label_smoothing
 
+    @property
+    def compares_samples(self) -> bool:
+        return self.method.compares_samples
+
     def hard(self, student: Logits, labels: Labels) -> Scalar:
         return self.method.hard(student, labels)
 

@@ -33,6 +33,10 @@ class TfNKD(TeacherFreeMethod):
 
     name: Literal["tf_nkd"] = "tf_nkd"
 
+    @property
+    def compares_samples(self) -> bool:
+        return True
+
     def __call__(self, student: Logits, labels: Labels) -> LossTerms:
         classes, class_shares = main_labels(labels)
         soft = label_terms(student, classes, class_shares).sum()

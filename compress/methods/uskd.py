@@ -59,6 +59,10 @@ class USKD(SelfFeatureMethod):
     weak_weight: NonNegativeFloat = 0.005
     """Weight of the weak branch's own cross-entropy (mu); 0.1 on CIFAR-100."""
 
+    @property
+    def compares_samples(self) -> bool:
+        return True
+
     def build(self, alone: Alone) -> USKDLoss:
         if alone.num_classes < 3:
             raise ModelError(

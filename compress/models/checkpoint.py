@@ -1,15 +1,15 @@
 """Reading weights that somebody else wrote, without running their code or unpacking more than a network can hold.
 
-Pickles are read with torch's weights_only unpickler and nothing else. What training scripts commonly store beside
-the weights (their arguments, an accuracy as a numpy scalar) is read into inert stand-ins, by name, and dropped.
-Sizes are checked before reading, yet a hostile pickle can still make the unpickler itself waste time and memory:
-files of strangers are better asked for as safetensors.
+The instructions of a pickle are first looked through without following them (`torch_file`): only what plain weights
+need is let through, and nothing that claims more memory than the file has. Then torch reads it with weights_only. What
+training scripts commonly store beside the weights (their arguments, an accuracy as a numpy scalar) is read into inert
+stand-ins, by name, and dropped.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -24,6 +24,8 @@ from torch import Tensor
 
 from compress.errors import ModelError
 from compress.models.network import FiniteFloat, Statistics
+from compress.models.pickle_machine import UnsafePickleError
+from compress.models.torch_file import check_torch_file
 from compress.settings import PositiveFloat
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -33,6 +35,8 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".pth.tar", ".bin")
 # Optimiser state, averaged weights and double precision together stay below eight times the network.
 SIZE_FACTOR = 8
 SIZE_ALLOWANCE_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 10_000_000
+"""Of a safetensors file; about 100,000 tensors, each of which costs a thousand bytes of memory however empty it is."""
 # Averaged weights first: where a file has both, the averaged ones are those its author evaluated.
 NESTED_KEYS = (
     "state_dict_ema",
@@ -121,6 +125,8 @@ def parse_safetensors(data: bytes) -> dict[str, Tensor]:
     Raises:
         ValueError: the bytes are no such file, or a damaged one.
     """
+    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims more than {MAX_HEADER_BYTES} bytes")
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -151,6 +157,7 @@ def _parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path, *, limit_bytes: int) -> dict[str, Tensor]:
     _check_unpacked_size(path, limit_bytes=limit_bytes)
+    _check_instructions(path)
     with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED_GLOBALS]):
         try:
             with warnings.catch_warnings():
@@ -159,7 +166,7 @@ def _read_pickle(path: Path, *, limit_bytes: int) -> dict[str, Tensor]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
         # A damaged or hostile pickle can make the unpickler raise anything; whatever it is, the file is unusable.
         except Exception as error:
-            raise ModelError(_refusal(path, error)) from error
+            raise ModelError(_unreadable(path, error)) from error
     tensors = _find_tensors(content, depth=4)
     if not tensors:
         held = (
@@ -200,19 +207,25 @@ def _limit(network_bytes: int) -> int:
     return SIZE_FACTOR * network_bytes + SIZE_ALLOWANCE_BYTES
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    """Why a pickle was not read: the names of the objects it asks for, or that it is damaged."""
+def _check_instructions(path: Path) -> None:
     try:
-        unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    # The listing disassembles the same damaged or hostile bytes, and only zip files at all.
-    except Exception:
-        unsafe = set()
-    unsafe.update(name.rstrip(".") for name in re.findall(r"GLOBAL ([\w.]+)", str(error)))
-    if unsafe:
-        return (
-            f"checkpoint {path} asks for objects other than tensors ({_few(sorted(unsafe))}), and loading them could "
-            "run code; nothing was run. Where you trust its author, convert the state dict to .safetensors"
-        )
+        check_torch_file(path, ignored=frozenset(IGNORED_GLOBALS))
+    except UnsafePickleError as error:
+        if error.names:
+            raise ModelError(
+                f"checkpoint {path} asks for objects other than tensors ({_few(sorted(error.names))}), and loading "
+                "them could run code; nothing was run. Where you trust its author, convert the state dict to "
+                ".safetensors"
+            ) from error
+        raise ModelError(
+            f"checkpoint {path} is refused: {error}; nothing of it was run. Where you trust its author, convert the "
+            "state dict to .safetensors"
+        ) from error
+    except (ValueError, EOFError, OSError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
+        raise ModelError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
     return (
         f"checkpoint {path} cannot be read as plain weights ({_first_line(error)}); if it is whole, convert its state "
         "dict to .safetensors"

@@ -25,7 +25,7 @@ from compress.quantize.overflow import (
     lost_by_product,
     overflowing_pairs,
 )
-from compress.settings import Fraction, NonNegativeInt, Settings
+from compress.settings import Fraction, NonNegativeFloat, NonNegativeInt, Settings
 
 
 class Saturation(Settings):
@@ -41,6 +41,8 @@ class Saturation(Settings):
     """Accuracy in float32 minus that."""
     agreement: Fraction
     """Share of images answered as with VNNI."""
+    logit_error: NonNegativeFloat = 0.0
+    """Largest difference to a logit with VNNI, as a fraction of the largest logit."""
 
 
 class Simulation(NamedTuple):

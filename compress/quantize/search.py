@@ -213,6 +213,7 @@ class _Search:
             accuracy_validation=accuracy,
             drop=accuracy_in_float - accuracy,
             agreement=agreement(logits, scored.logits),
+            logit_error=_relative_error(logits, scored.logits),
         )
 
     def _answers(self, predict: OnnxPredictor) -> tuple[float, LogitArray]:
@@ -243,9 +244,13 @@ def _drawn(split: PreparedSplit, count: int | None, seed: int, role: str) -> Ind
 
 
 def _batch_error(predict: OnnxPredictor, images: ImageArray) -> float:
-    together = predict(images)
-    alone = np.concatenate([predict(image[None]) for image in images])
-    return float(np.abs(alone - together).max()) / max(float(np.abs(together).max()), float(np.finfo(np.float32).tiny))
+    return _relative_error(np.concatenate([predict(image[None]) for image in images]), predict(images))
+
+
+def _relative_error(logits: LogitArray, expected: LogitArray) -> float:
+    """Largest difference of a logit, as a fraction of the largest expected one."""
+    largest = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    return float(np.abs(logits - expected).max()) / largest
 
 
 def _result(scored: _Scored, measured: Measured, *, reason: str, file: str | None = None) -> FormResult:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.quantize import AnyQuantizer, Int8Dynamic, Int8Static
-from compress.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Settings
+from compress.settings import Fraction, NonNegativeFloat, PositiveInt, Settings
 
 
 class Target(Settings):
@@ -27,8 +27,8 @@ class Budget(Settings):
 
     max_drop: Fraction = 0.01
     """Largest loss of validation accuracy against float32, in [0, 1]: 0.01 is one point."""
-    min_speedup: PositiveFloat = 1.05
-    """Smallest ratio of float32's median latency to the form's."""
+    min_speedup: float = Field(default=1.05, ge=1.0, allow_inf_nan=False)
+    """Smallest ratio of float32's median latency to the form's, 1 or more; the file must be smaller in any case."""
     target: Target = Target()
 
 

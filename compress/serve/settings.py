@@ -22,6 +22,8 @@ class Limits(Settings):
 
     max_body_bytes: PositiveInt = 8_000_000
     """Larger request bodies are refused as soon as that many bytes have come."""
+    max_json_bytes: PositiveInt = 2_000_000
+    """Larger JSON is refused unread: Python answers nobody else while it parses. Send more as raw tensors."""
     max_buffered_bytes: PositiveInt = 128_000_000
     """Bytes of unfinished request bodies that are held at one time, over all connections."""
     max_pixels: Annotated[int, Field(gt=0, le=LARGEST_MAX_PIXELS)] = 25_000_000

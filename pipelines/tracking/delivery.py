@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from compress.select import FLOAT32
 from pipelines.tracking.events import Event
 from pipelines.tracking.model import log_model, models_of
 from pipelines.tracking.store import CURRENT_TAG, FINGERPRINT_TAG, ORIGIN_TAG, STUDENT_TAG, Store
@@ -89,7 +90,8 @@ def _log_metrics(store: Store, run_id: str, event: Event) -> None:
     from mlflow.entities import Metric
 
     models = models_of(store, store.client.get_run(run_id)) if event["final"] else []
-    shown = models[0] if models else None  # the newest model shows final metrics, at its own step
+    # The newest float32 model shows final metrics, at its own step; other forms came with theirs.
+    shown = next((known for known in models if known.form == FLOAT32), None)
     batch = [
         Metric(
             name,

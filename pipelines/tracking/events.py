@@ -64,13 +64,16 @@ def dataset_event(name: str, *, digest: str, num_rows: int, context: str) -> Eve
     return {"kind": "dataset", "name": name, "digest": digest, "num_rows": num_rows, "context": context}
 
 
-def model_event(path: Path, *, name: str, step: int, metrics: Mapping[str, float], example: ImageArray | None) -> Event:
+def model_event(
+    path: Path, *, name: str, form: str, step: int, metrics: Mapping[str, float], example: ImageArray | None
+) -> Event:
     """An ONNX file to log as a model, known by its bytes; the first of the example images is kept with it."""
     return {
         "kind": "model",
         "path": str(path.resolve()),
         "sha256": file_sha256(path),
         "name": name,
+        "form": form,
         "step": step,
         "metrics": {key: rounded(value) for key, value in metrics.items()},
         "example": None if example is None else example[:1].tolist(),

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import getpass
 import os
-import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from pipelines.origin import commit_of
 from pipelines.tracking.sinks import Live, Sink
 
-CODE_PATHS: Final = ("params.yaml", "dvc.yaml", "compress", "pipelines")
-"""What `git.dirty` looks at; over the whole tree it would always be true, since DVC itself edits dvc.lock."""
-GIT_SECONDS: Final = 10
 SAMPLE_SECONDS: Final = 5
 
 
@@ -27,9 +24,10 @@ def origin_tags(root: Path, stage: str) -> dict[str, str]:
     with suppress(KeyError, OSError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     # MLflow itself finds no commit when the program is a console script of a virtual environment.
-    if (commit := _git(root, "rev-parse", "HEAD")) is not None:
-        tags["mlflow.source.git.commit"] = commit
-        tags["git.dirty"] = "true" if _git(root, "status", "--porcelain", "--", *CODE_PATHS) else "false"
+    here = commit_of(root)
+    if here["commit"] is not None:
+        tags["mlflow.source.git.commit"] = str(here["commit"])
+        tags["git.dirty"] = "true" if here["commit_changed"] else "false"
     return tags
 
 
@@ -53,13 +51,3 @@ def system_metrics(sink: Sink, run_id: str | None) -> Generator[None]:
     finally:
         if not sink.lost:  # its thread may hang in a call to a server that is away; it dies with the process
             monitor.finish()
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=GIT_SECONDS, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None  # no git, no repository, or no commit yet
-    return result.stdout.strip()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from compress.fingerprint import file_sha256
+from compress.select import FLOAT32
 from pipelines.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -19,8 +20,17 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 SHA256_TAG: Final = "sha256"
+FORM_TAG: Final = "form"
+FORMS_TAG: Final = "forms"
+BEFORE_TRAINING: Final = 0
+"""A step before every epoch."""
 MODEL_FILE: Final = "model.onnx"
 """MLflow's name for it inside a model's folder."""
+
+
+def forms_in_words(others: Iterable[str]) -> str:
+    """What a run says about the forms of its student that may be shipped."""
+    return ", ".join([FLOAT32, *others])
 
 
 class ModelOfRun(NamedTuple):
@@ -33,6 +43,11 @@ class ModelOfRun(NamedTuple):
     def sha256(self) -> str | None:
         """Hash of its ONNX file."""
         return self.model.tags.get(SHA256_TAG)
+
+    @property
+    def form(self) -> str:
+        """Form of its ONNX file; models that were logged before there were forms are in float32."""
+        return self.model.tags.get(FORM_TAG, FLOAT32)
 
 
 def log_model(store: Store, run_id: str, event: Mapping[str, Any]) -> None:
@@ -51,8 +66,10 @@ def log_model(store: Store, run_id: str, event: Mapping[str, Any]) -> None:
             raise FileNotFoundError(f"{event['path']} has changed since it was exported")
         found = ModelOfRun(_create(store, run, event), event["step"])
         store.client.log_outputs(run_id, [LoggedModelOutput(found.model.model_id, step=found.step)])
+    # MLflow logs a model's metrics with its run too, where those of the last step are shown: those of float32.
+    step = found.step if found.form == FLOAT32 else BEFORE_TRAINING
     metrics = [
-        Metric(key, value, event["time"], found.step, model_id=found.model.model_id, run_id=run_id)
+        Metric(key, value, event["time"], step, model_id=found.model.model_id, run_id=run_id)
         for key, value in event["metrics"].items()
     ]
     if metrics:
@@ -69,11 +86,12 @@ def models_of(store: Store, run: Run) -> list[ModelOfRun]:
 
 def _create(store: Store, run: Run, event: Mapping[str, Any]) -> LoggedModel:
     client = store.client
+    form = event.get("form", FLOAT32)  # events that have waited since before there were forms
     model = client.create_logged_model(
         run.info.experiment_id,
-        name=event["name"],
+        name=event["name"] if form == FLOAT32 else f"{event['name']}_{form}",
         source_run_id=run.info.run_id,
-        tags={SHA256_TAG: event["sha256"], "student": event["name"]},
+        tags={SHA256_TAG: event["sha256"], "student": event["name"], FORM_TAG: form},
         params=run.data.params,
         model_type="onnx",
     )
@@ -82,7 +100,7 @@ def _create(store: Store, run: Run, event: Mapping[str, Any]) -> LoggedModel:
             folder = Path(temporary) / "model"
             _write_folder(folder, model, event)
             client.log_model_artifacts(model.model_id, str(folder))
-            _assert_same_bytes(store, model, event["sha256"], Path(temporary))
+            _assert_same_bytes(store, model, event["sha256"])
     except BaseException:
         with suppress(Exception):  # the store may be the reason; the first problem is the one to tell
             client.finalize_logged_model(model.model_id, "FAILED")
@@ -121,14 +139,20 @@ def _write_folder(folder: Path, model: LoggedModel, event: Mapping[str, Any]) ->
     shutil.copyfile(event["path"], folder / MODEL_FILE)
 
 
-def _assert_same_bytes(store: Store, model: LoggedModel, sha256: str, folder: Path) -> None:
+def stored_sha256(store: Store, model: LoggedModel) -> str:
+    """Hash of the ONNX file that the store would give out now."""
     from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
 
     uri = f"{model.artifact_location}/{MODEL_FILE}"
-    stored = download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store.uri)
-    if file_sha256(Path(stored)) != sha256:
-        raise MlflowException(f"the store keeps other bytes than were sent: {uri}")
+    with tempfile.TemporaryDirectory() as folder:
+        return file_sha256(Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=store.uri)))
+
+
+def _assert_same_bytes(store: Store, model: LoggedModel, sha256: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    if stored_sha256(store, model) != sha256:
+        raise MlflowException(f"the store keeps other bytes than were sent: {model.artifact_location}/{MODEL_FILE}")
 
 
 def _signature(network: ModelProto) -> ModelSignature:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from compress.errors import TrackingError
 from compress.files import read_json
+from compress.select import FLOAT32
 from pipelines.absence import is_absent
+from pipelines.exported_bytes import require_same_bytes
 from pipelines.layout import TEACHER, Layout
 from pipelines.tracking.events import end_event, model_event, trained_fingerprint
-from pipelines.tracking.model import SHA256_TAG, ModelOfRun, log_model, models_of
+from pipelines.tracking.model import FORM_TAG, SHA256_TAG, ModelOfRun, log_model, models_of, stored_sha256
 from pipelines.tracking.store import (
     CURRENT_TAG,
     STUDENT_TAG,
@@ -66,18 +68,31 @@ class Promotion:
         return f"models:/{self.model}@{CHAMPION}"
 
 
-def promote(root: Path, name_or_run_id: str) -> Promotion:
+def promote(root: Path, label: str) -> Promotion:
     """Make a student's ONNX file the champion of the registered model; a second call changes nothing.
 
+    Args:
+        label: a student's name or the id of a run, followed by `/` and a form for another file than the float32 one.
+
     Raises:
-        TrackingError: there is no such student or run, it has no model, or the store cannot be used.
+        TrackingError: there is no such student or run, it has no such model, what the store keeps of it was changed,
+            or the store cannot be used.
+        ArtifactError: the exported file was changed after its export.
     """
+    name_or_run_id, _, form = label.partition("/")
+    form = form or FLOAT32
     with reached(root) as store:
         run = _run_to_promote(store, root, name_or_run_id)
-        found = _exported_model(store, root, run) if _is_current(store, root, run) else None
-        chosen = found or next(iter(models_of(store, run)), None)
+        found = _exported_model(store, root, run, form) if _is_current(store, root, run) else None
+        chosen = found or next((model for model in models_of(store, run) if model.form == form), None)
         if chosen is None or chosen.sha256 is None:
-            raise TrackingError(f"run {run.info.run_id} has no ONNX model; promote one of {_known(root)}")
+            lacks = "ONNX model" if form == FLOAT32 else f"form {form}"
+            raise TrackingError(f"run {run.info.run_id} has no {lacks}; promote one of {_known(root)}")
+        if stored_sha256(store, chosen.model) != chosen.sha256:
+            raise TrackingError(
+                f"{chosen.model.artifact_location} was changed after it was logged: model.onnx is not the file with "
+                f"SHA-256 {chosen.sha256[:12]}; delete run {run.info.run_id} and run `compress sync`"
+            )
         version, is_new = _register(store, run, chosen)
         store.client.set_registered_model_alias(store.registry_name, CHAMPION, version)
         return Promotion(store.registry_name, version, _student(run), chosen.sha256, is_new)
@@ -163,26 +178,44 @@ def _is_current(store: Store, root: Path, run: Run) -> bool:
     return found is not None and found.info.run_id == run.info.run_id
 
 
-def _exported_model(store: Store, root: Path, run: Run) -> ModelOfRun | None:
+def _exported_model(store: Store, root: Path, run: Run, form: str) -> ModelOfRun | None:
     """The run's model with the bytes of the project's exported file, logged now if the run does not have it yet."""
-    event = shipped_model_event(root, _student(run))
+    event = next((event for event in model_events(root, _student(run)) if event["form"] == form), None)
     if event is None:
         return None
+    _require_exported_bytes(root, _student(run), event)
     log_model(store, run.info.run_id, event)
     models = models_of(store, store.client.get_run(run.info.run_id))
     return next(model for model in models if model.sha256 == event["sha256"])
 
 
-def shipped_model_event(root: Path, name: str) -> dict[str, Any] | None:
-    """The exported file that a network ships, as an event; None before the export."""
+def _require_exported_bytes(root: Path, name: str, event: dict[str, Any]) -> None:
+    """Refuse a file that is not the one that export.json describes."""
+    export = read_json(Layout(root).exported(name) / "export.json", made_by="export")
+    files = (export["shipped"], *export.get("forms", ()))
+    described = next(file for file in files if file.get("form", FLOAT32) == event["form"])
+    require_same_bytes(Path(event["path"]), described["sha256"])
+
+
+def model_events(root: Path, name: str) -> list[dict[str, Any]]:
+    """The forms of a network that may be shipped, as events, the float32 file last; none before the export."""
     layout = Layout(root)
-    if not (layout.exported(name) / "export.json").exists():
-        return None
-    shipped = read_json(layout.exported(name) / "export.json", made_by="export")["shipped"]
-    path = layout.exported(name) / shipped["file"]
-    if not path.exists():
-        return None
-    return model_event(path, name=name, step=_last_epoch(layout, name, shipped["seed"]), metrics={}, example=None)
+    folder, measured = layout.exported(name), layout.results(name) / "evaluation.json"
+    if not (folder / "export.json").exists():
+        return []
+    export = read_json(folder / "export.json", made_by="export")
+    # A form is worth something only if its evaluation found it to be.
+    of_forms = read_json(measured, made_by="evaluate").get("forms", {}) if measured.exists() else {}
+    files = [file for file in export.get("forms", ()) if file["form"] in of_forms] + [export["shipped"]]
+    step = _last_epoch(layout, name, export["shipped"]["seed"])
+    return [
+        model_event(
+            folder / file["file"], name=name, form=form, step=step, metrics=of_forms.get(form, {}), example=None
+        )
+        for file in files
+        for form in [file.get("form", FLOAT32)]
+        if (folder / file["file"]).exists()
+    ]
 
 
 def _last_epoch(layout: Layout, name: str, seed: int) -> int:
@@ -202,8 +235,8 @@ def _register(store: Store, run: Run, chosen: ModelOfRun) -> tuple[str, bool]:
             store.registry_name,
             f"models:/{model_id}",
             run_id=run.info.run_id,
-            tags=_version_tags(run, chosen.sha256),
-            description=f"Student {_student(run)}. To download it: Source Model, Artifacts, model.onnx.",
+            tags=_version_tags(run, chosen),
+            description=f"{_called(run, chosen)}. To download it: Source Model, Artifacts, model.onnx.",
             model_id=model_id,
         )
     if not is_server(store.uri):
@@ -238,9 +271,17 @@ def _versions(store: Store) -> list[ModelVersion]:
     return list(store.client.search_model_versions(f"name='{store.registry_name}'"))
 
 
-def _version_tags(run: Run, sha256: str) -> dict[str, Any]:
+def _called(run: Run, chosen: ModelOfRun) -> str:
+    return f"Student {_student(run)}" + ("" if chosen.form == FLOAT32 else f", {chosen.form}")
+
+
+def _version_tags(run: Run, chosen: ModelOfRun) -> dict[str, Any]:
     metrics = run.data.metrics
-    tags: dict[str, Any] = {"student": _student(run), "method": run.data.params.get("method", ""), SHA256_TAG: sha256}
+    tags: dict[str, Any] = {"student": _student(run), "method": run.data.params.get("method", "")}
+    tags[SHA256_TAG] = chosen.sha256
+    if chosen.form != FLOAT32:
+        tags[FORM_TAG] = chosen.form
+        metrics = {metric.key: metric.value for metric in chosen.model.metrics or ()}
     for tag, metric in (("accuracy", "accuracy_top1"), ("latency_ms", "latency_ms_p50")):
         if metric in metrics:
             tags[tag] = f"{metrics[metric]:g}"

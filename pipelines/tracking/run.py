@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, final
 
+from compress.select import FLOAT32
 from pipelines.layout import Layout
 from pipelines.tracking import events
 from pipelines.tracking.delivery import open_run
 from pipelines.tracking.events import Event, trained_fingerprint
 from pipelines.tracking.machine import origin_tags, system_metrics
+from pipelines.tracking.model import FORMS_TAG, forms_in_words
 from pipelines.tracking.sinks import Live, Nowhere, Sink, Waiting
 from pipelines.tracking.spool import Spool
 from pipelines.tracking.store import TrackingOffError, connect, reason, store_uri, warn, workspace
@@ -60,6 +62,10 @@ class Run:
         """Tags of the run."""
         self._sink.send(events.tags_event(tags))
 
+    def log_forms(self, others: Iterable[str]) -> None:
+        """Which forms beside float32 may be shipped."""
+        self.set_tags({FORMS_TAG: forms_in_words(others)})
+
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep a file with the run's model, inside `folder`; without a model with the run.
 
@@ -76,18 +82,21 @@ class Run:
         path: Path,
         *,
         name: str,
+        form: str = FLOAT32,
         step: int = 0,
         metrics: Mapping[str, float] = NO_METRICS,
         example: ImageArray | None = None,
     ) -> None:
-        """Log an ONNX file as the run's model; its signature and class names are read from the file.
+        """Log an ONNX file as a model of the run; its signature and class names are read from the file.
 
         Args:
+            name: the student.
+            form: of the file; the one in float32 also shows the run's final metrics.
             step: last epoch of its training.
             metrics: numbers to show with the model.
             example: images, the first of which is kept as the model's example.
         """
-        self._sink.send(events.model_event(path, name=name, step=step, metrics=metrics, example=example))
+        self._sink.send(events.model_event(path, name=name, form=form, step=step, metrics=metrics, example=example))
 
 
 @contextmanager

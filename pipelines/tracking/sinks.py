@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from typing import final
+from collections.abc import Callable
+from typing import Final, final
 
 from pipelines.tracking.delivery import deliver
 from pipelines.tracking.events import Event
 from pipelines.tracking.spool import Spool
 from pipelines.tracking.store import Store, is_refusal, reason, warn
+
+SECONDS_TO_WAIT: Final = 30.0
+SHARE_TO_WAIT: Final = 0.05
+"""What a store may cost a stage: these seconds, and this share of the stage's own time beyond them."""
 
 
 class Sink(ABC):
@@ -52,20 +58,26 @@ class Waiting(Sink):
 
 @final
 class Live(Sink):
-    """To the store; after its first failure into the run's file, so that a stage waits once."""
+    """To the store; into the run's file once it fails or takes too long, so that a stage waits only so much."""
 
-    def __init__(self, store: Store, run_id: str, waiting: Waiting) -> None:
+    def __init__(
+        self, store: Store, run_id: str, waiting: Waiting, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.store = store
         self.lost = False
         self._run_id = run_id
         self._waiting = waiting
         self._refused = False
+        self._clock = clock
+        self._opened = clock()
+        self._seconds_waited = 0.0
 
     def send(self, event: Event) -> None:
         """Deliver it, or let it wait."""
         if self.lost:
             self._waiting.send(event)
             return
+        started = self._clock()
         try:
             deliver(self.store, self._run_id, event)
         except Exception as problem:  # MLflow passes on whatever its storage drivers raise; the stage must go on
@@ -75,6 +87,18 @@ class Live(Sink):
             self.lost = True
             warn(f"lost {self.store.uri} ({reason(problem)}); from here on events wait for `compress sync`")
             self._waiting.send(event)
+        else:
+            self._seconds_waited += self._clock() - started
+            self._leave_if_slow()
+
+    def _leave_if_slow(self) -> None:
+        allowed = SECONDS_TO_WAIT + SHARE_TO_WAIT * (self._clock() - self._opened)
+        if self._seconds_waited > allowed:
+            self.lost = True
+            warn(
+                f"{self.store.uri} is slow, {self._seconds_waited:.0f} s were spent waiting for it; "
+                "from here on events wait for `compress sync`"
+            )
 
     def _refuse(self, problem: Exception) -> None:
         if not self._refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import final
@@ -28,8 +29,13 @@ class Spool:
         Raises:
             OSError: the file cannot be written.
         """
-        with locked(self._lock), self._file(run_id).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        line = f"{json.dumps(event)}\n".encode()
+        with locked(self._lock), self._file(run_id).open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                # A process that was killed within its line must not take the next event with it.
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
 
     def waiting(self) -> list[str]:
         """Ids of the runs with waiting events."""

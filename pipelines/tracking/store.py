@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from compress.errors import CompressError, TrackingError
+from pipelines.redaction import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,10 +64,10 @@ class Store:
     """Name of the registered model; the experiment's name without the characters a registry forbids."""
 
     def run_page(self, run_id: str) -> str | None:
-        """Address of a run's page; None for the embedded store, whose pages exist only while its server runs."""
-        return (
-            f"{self.uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}" if is_server(self.uri) else None
-        )
+        """Address of a run's page, without a password that MLFLOW_TRACKING_URI carries; None for the embedded store,
+        whose pages exist only while its server runs."""
+        page = f"{redacted(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return page if is_server(self.uri) else None
 
     def get_run(self, run_id: str) -> StoredRun | None:
         """The run with this id, unless it is unknown or deleted."""
@@ -128,8 +129,8 @@ def is_server(uri: str) -> bool:
 
 
 def warn(message: str) -> None:
-    """One line for the person at the terminal."""
-    print(f"tracking: {message}", file=sys.stderr, flush=True)
+    """One line for the person at the terminal, without passwords."""
+    print(f"tracking: {redacted(message)}", file=sys.stderr, flush=True)
 
 
 def ensure_store(root: Path) -> None:
@@ -189,7 +190,8 @@ def reached(root: Path) -> Generator[Store]:
         raise  # ours to explain, or a bug
     except Exception as problem:  # MLflow passes on whatever its database and storage drivers raise
         advice = "" if is_refusal(problem) else "; start the server, or change or unset MLFLOW_TRACKING_URI"
-        raise TrackingError(f"cannot use the tracking store {store_uri(root)}: {reason(problem)}{advice}") from problem
+        address = redacted(store_uri(root))
+        raise TrackingError(f"cannot use the tracking store {address}: {reason(problem)}{advice}") from problem
 
 
 def is_refusal(problem: BaseException) -> bool:
@@ -202,8 +204,8 @@ def is_refusal(problem: BaseException) -> bool:
 
 
 def reason(problem: BaseException) -> str:
-    """An exception in one short line."""
-    lines = str(problem).strip().splitlines()
+    """An exception in one short line, without passwords."""
+    lines = redacted(str(problem)).strip().splitlines()
     text = lines[0] if lines else type(problem).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."
 
@@ -267,7 +269,7 @@ def _require_place(experiment: Experiment, root: Path, uri: str) -> None:
     expected, actual = _artifacts(root), experiment.artifact_location
     if not is_server(uri) and actual != expected and actual.endswith(f"/{ARTIFACTS}"):
         raise TrackingError(
-            f"{uri} was made when the project was elsewhere, its files are in {actual}; "
+            f"{redacted(uri)} was made when the project was elsewhere, its files are in {actual}; "
             "move the project back, or delete the database and run `compress sync`"
         )
 

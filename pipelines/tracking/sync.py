@@ -14,8 +14,8 @@ from pipelines.layout import TEACHER, Layout
 from pipelines.tracking import events
 from pipelines.tracking.delivery import deliver, open_run
 from pipelines.tracking.events import Event
-from pipelines.tracking.model import models_of
-from pipelines.tracking.registry import mark_current_in, run_of_results, shipped_model_event, trained_names
+from pipelines.tracking.model import FORMS_TAG, forms_in_words, models_of
+from pipelines.tracking.registry import mark_current_in, model_events, run_of_results, trained_names
 from pipelines.tracking.spool import Spool
 from pipelines.tracking.store import (
     FINGERPRINT_TAG,
@@ -160,13 +160,15 @@ def _missing(store: Store, root: Path, name: str, run: Run) -> Iterator[Event]:
         yield {"kind": "params", "params": absent}
     tags = {key: str(value) for key, value in training.items() if key.endswith(LINEAGE_SUFFIXES)}
     tags[FINGERPRINT_TAG] = events.trained_fingerprint(training)
+    measured = layout.results(name) / "evaluation.json"
+    if measured.exists():
+        tags[FORMS_TAG] = forms_in_words(read_json(measured, made_by="evaluate").get("forms", ()))
     if absent := {key: value for key, value in tags.items() if run.data.tags.get(key) != value}:
         yield events.tags_event(absent)
     if points := _missing_points(store, layout, name, run):
         yield events.points_event(points)
-    model = shipped_model_event(root, name)
-    if model is not None and all(known.sha256 != model["sha256"] for known in models_of(store, run)):
-        yield model
+    known = {model.sha256 for model in models_of(store, run)}
+    yield from (model for model in model_events(root, name) if model["sha256"] not in known)
     final = _final_metrics(layout, name, training)
     if absent := {key: value for key, value in final.items() if run.data.metrics.get(key) != events.rounded(value)}:
         yield events.metrics_event(absent, final=True)

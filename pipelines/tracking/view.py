@@ -38,6 +38,7 @@ LATENCY: Final = "latency_ms_p50"
 COLUMNS: Final = {
     "attributes.`Run Name`": 200,
     "params.`method`": 130,
+    "tags.`forms`": 130,
     f"metrics.`{ACCURACY}`": 130,
     "metrics.`gap_to_teacher`": 135,
     f"metrics.`{LATENCY}`": 140,

@@ -63,7 +63,7 @@ def test_loaded_model_computes_bit_identical_logits(tmp_path: Path, source: Sour
     written = save_model(tmp_path / "model", network, describe(source))
     loaded, card = load_model(tmp_path / "model")
     assert card == written
-    assert card.model_copy(update={"weights_sha256": None}) == describe(source)
+    assert card.model_copy(update={"weights_sha256": None, "card_sha256": None}) == describe(source)
     assert not any(module.training for module in loaded.modules())
     images = torch.rand(5, 3, 32, 32)
     with torch.no_grad():
@@ -162,9 +162,14 @@ def cut_weights(folder: Path) -> None:
 def edit_card(**changes: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / "card.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "card_sha256": None, **changes}))
 
     return edit
+
+
+def flip_a_number(folder: Path) -> None:
+    path = folder / "card.json"
+    path.write_text(path.read_text().replace('"num_parameters": ', '"num_parameters": 1', 1))
 
 
 def set_card(text: str) -> Callable[[Path], None]:
@@ -186,6 +191,7 @@ def set_card(text: str) -> Callable[[Path], None]:
         (cut_weights, r"weights\.safetensors is not the file its card describes"),
         (set_card(""), r"card\.json is not a model card of this version \(its text"),
         (set_card("{}"), r"not a model card of this version \(architecture: Field required"),
+        (flip_a_number, r"card\.json was changed after it was written: its SHA-256 does not fit"),
         (edit_card(format_version=2), r"not a model card of this version \(format_version"),
         (edit_card(weights_sha256="../evil"), r"not a model card of this version \(weights_sha256"),
         (edit_card(classes=["cat", "dog"]), r"cannot be rebuilt \(Error.* in loading state_dict"),

@@ -10,14 +10,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
-from compress.deploy import write_deploy_folder
-from compress.errors import ArtifactError
+from compress.deploy import DeployOptions, find_float_source, write_deploy_folder
+from compress.errors import ArtifactError, ParityError
+from compress.export.float_forms import as_float_entry
 from compress.model_card import DeployFacts, TeacherFacts
-from tests.compress.onnx_files import CLASSES, SIZE, colour_logits, random_images, write_colour_model
+from compress.quantize import Int8Static
+from compress.triton import check_repository
+from compress.verify import verify_deploy
+from tests.compress.deployed_student import export_student
+from tests.compress.onnx_files import CLASSES, SIZE, colour_logits, colour_model, random_images, write_colour_model
 
 FACTS = DeployFacts(
     name="small_wttm",
@@ -39,7 +47,16 @@ FACTS = DeployFacts(
     metrics={"expected_calibration_error": 0.0321},
     lineage={"teacher": "ab" * 32, "prepared_data": "cd" * 32},
 )
-NAMES = {"model.onnx", "labels.json", "model_card.md", "predict.py", "golden", "SHA256SUMS", "manifest.json"}
+NAMES = {
+    "model.onnx",
+    "labels.json",
+    "model_card.md",
+    "predict.py",
+    "golden",
+    "sbom.cdx.json",
+    "SHA256SUMS",
+    "manifest.json",
+}
 
 
 def red_and_blue() -> np.ndarray:
@@ -175,6 +192,127 @@ def test_examples_come_with_the_answers_of_the_file_itself(deployed: Path) -> No
 )
 def test_card_tells(deployed: Path, told: str) -> None:
     assert told in (deployed / "model_card.md").read_text()
+
+
+def test_card_tells_what_was_not_measured(tmp_path: Path, exported: Path) -> None:
+    unmeasured = dict.fromkeys(("accuracy_validation", "accuracy_test", "latency_ms", "machine", "teacher"))
+    facts = FACTS.model_copy(update={**unmeasured, "metrics": {}})
+    write_deploy_folder(tmp_path / "deploy", onnx_path=exported, facts=facts, example_images=red_and_blue())
+    card = (tmp_path / "deploy" / "model_card.md").read_text()
+    assert "| top-1 accuracy on test | not measured |" in card
+    assert "Nothing was measured on this file." in card
+
+
+def test_card_names_a_teacher_only_of_what_learnt_from_it(tmp_path: Path, exported: Path) -> None:
+    facts = FACTS.model_copy(update={"lineage": {"prepared_data": "cd" * 32}})
+    write_deploy_folder(tmp_path / "deploy", onnx_path=exported, facts=facts, example_images=red_and_blue())
+    card = (tmp_path / "deploy" / "model_card.md").read_text()
+    assert "- teacher: none; measured beside `source=cifar, name=resnet20`" in card
+
+
+def test_licence_is_the_one_in_the_file(tmp_path: Path) -> None:
+    model = colour_model()
+    model.metadata_props.add(key="license", value='"MIT"')
+    onnx.save(model, tmp_path / "model.onnx")
+    write_deploy_folder(
+        tmp_path / "deploy", onnx_path=tmp_path / "model.onnx", facts=FACTS, example_images=red_and_blue()
+    )
+    assert "- licence: MIT" in (tmp_path / "deploy" / "model_card.md").read_text()
+    bill = json.loads((tmp_path / "deploy" / "sbom.cdx.json").read_text())
+    assert bill["components"][0]["licenses"] == [{"expression": "MIT"}]
+
+
+def test_bill_of_materials_names_every_file_before_it(deployed: Path) -> None:
+    bill = json.loads((deployed / "sbom.cdx.json").read_text())
+    digests = {each["name"]: each["hashes"][0]["content"] for each in bill["components"] if each["type"] == "file"}
+    written_later = {"sbom.cdx.json", "SHA256SUMS", "manifest.json", "model.onnx"}
+    assert digests == {
+        path.relative_to(deployed).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in deployed.rglob("*")
+        if path.is_file() and path.name not in written_later
+    }
+
+
+@pytest.fixture(scope="module")
+def exported_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of the project's own exporter and its 8-bit form."""
+    folder = tmp_path_factory.mktemp("exported")
+    export_student(folder / "float32.onnx")
+    Int8Static()(folder / "float32.onnx", folder / "int8.onnx", calibration=[random_images(8, (24, 24))])
+    return folder
+
+
+def deploy_student(folder: Path, onnx_path: Path, **options: Any) -> Path:
+    write_deploy_folder(
+        folder,
+        onnx_path=onnx_path,
+        facts=FACTS,
+        example_images=random_images(3, (24, 24)),
+        options=DeployOptions(**options),
+    )
+    return folder
+
+
+def test_float_form_takes_float_images_and_answers_the_same(exported_student: Path, tmp_path: Path) -> None:
+    source = exported_student / "float32.onnx"
+    assert find_float_source(source) == source
+    folder = deploy_student(tmp_path / "deploy", source, float_source=source)
+    session = onnxruntime.InferenceSession(folder / "model.float.onnx", providers=["CPUExecutionProvider"])
+    images = np.load(folder / "golden" / "images.npy")
+    floats = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    (logits,) = session.run(["logits"], {"image": floats})
+    np.testing.assert_array_equal(logits, np.load(folder / "golden" / "float_logits.npy"))
+    np.testing.assert_allclose(logits, np.load(folder / "golden" / "logits.npy"), atol=1e-5)
+    assert verify_deploy(folder).relative_error <= 1e-6
+
+
+def test_float_form_of_an_8_bit_file_is_made_of_its_float32_file(exported_student: Path, tmp_path: Path) -> None:
+    source = find_float_source(exported_student / "int8.onnx")
+    assert source == exported_student / "float32.onnx"
+    folder = deploy_student(tmp_path / "deploy", exported_student / "int8.onnx", float_source=source)
+    operators = {node.op_type for node in onnx.load(folder / "model.float.onnx").graph.node}
+    assert "Conv" in operators
+    assert not operators & {"QuantizeLinear", "DequantizeLinear"}
+
+
+def test_8_bit_file_alone_has_no_float_source(exported_student: Path, tmp_path: Path) -> None:
+    shutil.copyfile(exported_student / "int8.onnx", tmp_path / "int8.onnx")
+    assert find_float_source(tmp_path / "int8.onnx") is None
+
+
+def test_8_bit_file_may_round_differently_elsewhere(exported_student: Path, tmp_path: Path) -> None:
+    def tolerance(folder: Path) -> float:
+        return json.loads((folder / "golden" / "golden.json").read_text())["tolerance"]
+
+    assert tolerance(deploy_student(tmp_path / "a", exported_student / "float32.onnx")) == 1e-4
+    assert tolerance(deploy_student(tmp_path / "b", exported_student / "int8.onnx")) == 0.02
+    assert tolerance(deploy_student(tmp_path / "c", exported_student / "int8.onnx", tolerance=0.1)) == 0.1
+
+
+def test_float_form_that_answers_otherwise_is_refused(
+    exported_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def brighter(images: np.ndarray) -> np.ndarray:
+        return as_float_entry(images) * np.float32(1.01)
+
+    monkeypatch.setattr("compress.export.float_forms.as_float_entry", brighter)
+    with pytest.raises(ParityError, match=r"model\.float\.onnx is off by"):
+        deploy_student(
+            tmp_path / "deploy",
+            exported_student / "float32.onnx",
+            float_source=exported_student / "float32.onnx",
+        )
+    assert not (tmp_path / "deploy").exists()
+
+
+def test_triton_repository_is_part_of_the_folder_on_request(exported_student: Path, tmp_path: Path) -> None:
+    folder = deploy_student(tmp_path / "deploy", exported_student / "float32.onnx", triton=True)
+    check_repository(folder / "triton", FACTS.name)
+    assert (folder / "triton" / FACTS.name / "1" / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
+    verify_deploy(folder)
+    (folder / "triton" / FACTS.name / "config.pbtxt").write_text("")
+    with pytest.raises(ArtifactError, match=r"config\.pbtxt was changed"):
+        verify_deploy(folder)
 
 
 def test_card_has_the_hash_and_size_of_the_file(deployed: Path) -> None:

@@ -123,6 +123,30 @@ def test_float_entry_of_half_precision_computes_the_same_bits(half: Path, tmp_pa
     np.testing.assert_array_equal(given, load_predictor(half)(images))
 
 
+def test_float_entry_of_a_network_that_counts_its_images(tmp_path: Path) -> None:
+    """As transformers do, to repeat their class token."""
+    model = onnx.load(network_file(tmp_path / "float32.onnx"))
+    graph = model.graph
+    graph.node[-1].output[0] = "means"
+    graph.initializer.append(numpy_helper.from_array(np.array([4], dtype=np.int64), "width"))
+    graph.initializer.append(numpy_helper.from_array(np.array([[1, 2, 3, 4]], dtype=np.float32), "token"))
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["image"], ["num_images"], "count", start=0, end=1),
+            helper.make_node("Concat", ["num_images", "width"], ["shape"], "join", axis=0),
+            helper.make_node("Expand", ["token", "shape"], ["tokens"], "repeat"),
+            helper.make_node("Add", ["means", "tokens"], ["logits"], "add"),
+        ]
+    )
+    (tmp_path / "float32.onnx").write_bytes(model.SerializeToString())
+    write_float_entry(tmp_path / "float32.onnx", tmp_path / "entry.onnx")
+    session = ort.InferenceSession(str(tmp_path / "entry.onnx"), providers=["CPUExecutionProvider"])
+    for count in (1, 7):
+        images = random_images(count, SIZE)
+        (given,) = session.run(["logits"], {"image": as_float_entry(images)})
+        np.testing.assert_array_equal(given, load_predictor(tmp_path / "float32.onnx")(images))
+
+
 def test_float_entry_says_so_and_keeps_the_rest(source: Path, tmp_path: Path) -> None:
     write_float_entry(source, tmp_path / "entry.onnx")
     model = onnx.load(tmp_path / "entry.onnx")
@@ -149,6 +173,18 @@ def test_another_entry_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"does not begin with .* \(Cast, Mul, ReduceMean\)"):
         write_float_entry(write_colour_model(tmp_path / "colours.onnx"), tmp_path / "entry.onnx")
     assert not (tmp_path / "entry.onnx").exists()
+
+
+def test_quantisation_can_be_imported_afterwards(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+    import sys
+
+    for name in list(sys.modules):
+        if name.startswith(("onnxruntime.transformers", "onnxruntime.quantization", "fusion_utils")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not entry.endswith("onnxruntime/transformers")])
+    float16_model(read_exported(source))
+    assert importlib.import_module("onnxruntime.quantization").quantize_static
 
 
 def test_the_import_path_is_left_as_it_was(source: Path) -> None:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from compress.optimization import SGD, AdamW, Constant, Cosine, OneCycle, Step, set_learning_rate_
+from compress.optimization import SGD, AdamW, Constant, Cosine, OneCycle, Step, set_learning_rate_, update_average_
 
 
 def test_step_schedule_drops_after_its_milestones() -> None:
@@ -66,3 +67,18 @@ def test_fused_sgd_takes_the_same_steps_as_plain_sgd() -> None:
             layer(torch.ones(2, 4)).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(ours.weight, plain.weight)
+
+
+def test_the_moving_average_has_the_bits_of_torchs() -> None:
+    """Batch statistics and the count of batches, an integer, included."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    ours, torchs = (AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True) for _ in range(2))
+    for _ in range(4):
+        network(torch.rand(2, 3, 8, 8))
+        with torch.no_grad():
+            network[0].weight.add_(torch.randn_like(network[0].weight))
+        update_average_(ours, network)
+        torchs.update_parameters(network)
+    for name, value in torchs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name

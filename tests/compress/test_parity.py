@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compress.errors import ParityError
-from compress.parity import Parity, assert_parity
+from compress.parity import Parity, assert_parity, disagreements
 from compress.runtime import load_predictor
 from tests.compress.onnx_files import colour_logits, random_images, write_colour_model
 
@@ -29,7 +29,7 @@ def shifted(by: float, *, image: int = 0, place: int = 0):
 
 def test_equal_predictors_have_no_error() -> None:
     parity = assert_parity(colour_logits, colour_logits, IMAGES, tolerance=1e-9)
-    assert (parity.relative_error, parity.absolute_error, parity.agreement, parity.ties) == (0.0, 0.0, 1.0, ())
+    assert (parity.relative_error, parity.absolute_error, parity.agreement, parity.disagreements) == (0.0, 0.0, 1.0, ())
     assert parity.num_images == 20
     assert parity.batch_sizes == (1, 2, 7, 20)
 
@@ -61,8 +61,34 @@ def test_disagreement_within_rounding_is_a_tie_and_no_failure() -> None:
         return logits
 
     parity = assert_parity(nearly_equal, rounded_otherwise, IMAGES, tolerance=1e-4)
-    assert parity.ties == (3, 4)
-    assert parity.agreement == 0.9
+    assert [(each.image, each.expected, each.given) for each in parity.disagreements] == [(3, 1, 0), (4, 1, 0)]
+    assert all(0 < each.margin <= 2 * parity.absolute_error for each in parity.disagreements)
+    assert parity.agreement == parity.agreement_outside_ties == 0.9
+
+
+def test_disagreement_about_equal_logits_counts_apart() -> None:
+    def equal(images: np.ndarray) -> np.ndarray:
+        return np.tile(np.array([10.0, 10.0, 0.0], dtype=np.float32), (len(images), 1))
+
+    def rounded_otherwise(images: np.ndarray) -> np.ndarray:
+        logits = equal(images)
+        logits[:5, 1] += np.float32(1e-5)
+        return logits
+
+    parity = assert_parity(equal, rounded_otherwise, IMAGES, tolerance=1e-4)
+    assert (parity.agreement, parity.agreement_outside_ties) == (0.75, 1.0)
+    assert {each.margin for each in parity.disagreements} == {0.0}
+
+
+def test_disagreements_stand_in_order_of_their_margin() -> None:
+    expected = np.array([[3, 0, 2], [9, 4, 0], [0, 5, 4], [1, 0, 0]], dtype=np.float32)
+    given = np.array([[0, 0, 2], [0, 4, 0], [0, 5, 6], [1, 0, 0]], dtype=np.float32)
+    found = disagreements(expected, given)
+    assert [(each.image, each.expected, each.given, each.margin) for each in found] == [
+        (1, 0, 1, 5.0),
+        (0, 0, 2, 1.0),
+        (2, 1, 2, 1.0),
+    ]
 
 
 def test_disagreement_beyond_rounding_fails() -> None:
@@ -95,6 +121,26 @@ def test_another_number_of_classes_fails_and_names_both_shapes() -> None:
 
 def test_few_images_are_compared_in_the_batches_they_fill() -> None:
     assert assert_parity(colour_logits, colour_logits, IMAGES[:3], tolerance=1e-9).batch_sizes == (1, 2, 3)
+
+
+def test_many_images_are_compared_in_batches_of_32() -> None:
+    images = random_images(40)
+    sizes: list[int] = []
+
+    def counted(images: np.ndarray) -> np.ndarray:
+        sizes.append(len(images))
+        return colour_logits(images)
+
+    assert assert_parity(colour_logits, counted, images, tolerance=1e-9).batch_sizes == (1, 2, 7, 32)
+    assert sizes == [1, 2, 7, 32, 8]
+
+
+def test_defect_in_the_last_few_of_many_images_is_found_in_its_place() -> None:
+    def predict(images: np.ndarray) -> np.ndarray:
+        return shifted(5.0, image=6, place=1)(images) if len(images) == 8 else colour_logits(images)
+
+    with pytest.raises(ParityError, match="logit 1 of image 38 differs by 5"):
+        assert_parity(colour_logits, predict, random_images(40), tolerance=1e-4)
 
 
 def test_no_images_are_a_wrong_call() -> None:

@@ -16,9 +16,12 @@ from compress.select import Candidate, Constraints, Selection, select
 ROOT = Path(__file__).parents[2]
 
 
-def student(name: str, accuracy: float, latency_ms: float, size_mb: float, *, teacher: float = 0.99) -> Candidate:
+def student(
+    name: str, accuracy: float, latency_ms: float, size_mb: float, *, teacher: float = 0.99, form: str = "float32"
+) -> Candidate:
     return Candidate(
         name=name,
+        form=form,
         accuracy_validation=accuracy,
         accuracy_test=0.5,
         latency_ms=latency_ms,
@@ -157,6 +160,59 @@ def test_front_and_champion_equal_their_definitions(seed: int) -> None:
     assert champion.accuracy_validation == max(one.accuracy_validation for one in feasible)
     assert set(selection.reasons) == {one.name for one in students} - {champion.name}
     assert all(selection.reasons.values())
+
+
+INT8 = "int8_static"
+
+
+def test_of_the_best_students_forms_the_fastest_ships() -> None:
+    forms = [student("big", 0.978, 1.5, 0.6, form=INT8), student("big", 0.976, 1.4, 0.6, form="int8_static_u8u8")]
+    selection = select([*STUDENTS, *forms], Constraints())
+    assert (selection.champion, selection.form) == ("big", "int8_static_u8u8")
+    assert selection.reason == (
+        "most accurate on validation (0.98) of the 6 students and forms that satisfy the constraints, of 6 in all; of "
+        "its forms int8_static_u8u8 is the fastest: accuracy 0.976 < 0.98, latency 1.4 < 3.2 ms, size 0.6 < 2 MB"
+    )
+    assert selection.reasons["big"] == (
+        "another form of the champion, not its fastest: accuracy 0.98 > 0.976, latency 3.2 > 1.4 ms, size 2 > 0.6 MB"
+    )
+    assert selection.reasons["small_wttm"] == "less accurate than the champion's float32 form: 0.962 < 0.98"
+
+
+def test_forms_of_all_students_are_points_of_one_front() -> None:
+    forms = [student("small_wttm", 0.9605, 0.4, 0.09, form=INT8), student("tiny_kd", 0.89, 0.45, 0.05, form=INT8)]
+    selection = select([*STUDENTS, *forms], Constraints())
+    assert selection.front == ("big", "small_wttm", "small_wttm/int8_static", "tiny_kd/int8_static")
+    assert selection.reasons["tiny_kd"] == (
+        "dominated by small_wttm/int8_static: accuracy 0.9 < 0.961, latency 0.5 > 0.4 ms, size 0.1 > 0.09 MB"
+    )
+
+
+def test_a_form_may_satisfy_constraints_that_its_float32_file_does_not() -> None:
+    form = student("big", 0.978, 1.0, 0.6, form=INT8)
+    selection = select([*STUDENTS, form], Constraints(max_latency_ms=1.2))
+    assert (selection.champion, selection.form) == ("big", INT8)
+    assert selection.reasons["big"] == "slower than max_latency_ms: 3.2 > 1.2 (by 2)"
+
+
+def test_a_form_that_breaks_a_constraint_leaves_the_float32_file() -> None:
+    form = student("big", 0.97, 1.0, 0.6, form=INT8)
+    selection = select([*STUDENTS, form], Constraints(max_drop=0.015))
+    assert (selection.champion, selection.form) == ("big", "float32")
+    assert selection.reasons["big/int8_static"] == "loses more than max_drop: 0.02 > 0.015 (by 0.005)"
+
+
+def test_a_form_that_another_student_dominates_is_not_shipped() -> None:
+    forms = [student("big", 0.96, 1.2, 0.6, form=INT8)]
+    selection = select([*STUDENTS, *forms], Constraints())
+    assert (selection.champion, selection.form) == ("big", "float32")
+    assert selection.reasons["big/int8_static"].startswith("dominated by small_wttm: ")
+
+
+def test_two_files_of_one_student_and_form_are_a_wrong_call() -> None:
+    form = student("big", 0.97, 1.0, 0.6, form=INT8)
+    with pytest.raises(ValueError, match=r"a name of its own, got .*big/int8_static"):
+        select([form, form], Constraints())
 
 
 def test_selection_is_written_as_json_and_read_back() -> None:

@@ -22,7 +22,8 @@ from compress.teacher_logits import (
     verify_against_teacher,
 )
 from compress.tensors import as_float_images
-from compress.train import EpochReport, train_epochs
+from compress.train import train_epochs
+from compress.training_state import EpochReport
 from tests.compress import toy, toy_store
 
 FORMS: list[dict[str, Any]] = [
@@ -89,6 +90,7 @@ def test_the_manifest_says_how_the_answers_were_computed(store: Path) -> None:
         "threads": 1,
         "batch_size": 4,
         "folded_batch_norms": 1,
+        "runtime": f"torch {torch.__version__}",
         "torch": torch.__version__,
     }
     assert 0 <= manifest.pass_error < 1e-4
@@ -212,7 +214,7 @@ def test_a_manifest_that_was_changed_is_refused(store: Path, field: str, value: 
     [
         ("{", "its JSON"),
         ('{"enabled": true}', "teacher_sha256: Field required"),
-        ('{"format_version": 1}', "another version .format_version"),
+        ('{"format_version": 2}', "another version .format_version"),
     ],
 )
 def test_a_damaged_manifest_or_one_of_another_version_is_refused(store: Path, text: str, message: str) -> None:
@@ -349,6 +351,9 @@ def test_the_largest_logits_lose_what_a_softened_loss_lives_on() -> None:
         ({"dtype": "uint8", "top_k": 2}, "leave out top_k or dtype: uint8"),
         ({"dtype": "float32", "top_k": 2}, "leave out top_k or dtype: float32"),
         ({"max_precision_error": 0.5}, "max_precision_error has an effect with precision: auto only"),
+        ({"backend": "onnxruntime", "precision": "bfloat16"}, "onnxruntime computes in float32, not bfloat16"),
+        ({"backend": "openvino", "precision": "tensorfloat32"}, "on the CPU, which has no tensorfloat32"),
+        ({"backend": "tensorrt"}, "Input should be"),
         ({"dtype": "float64"}, "Input should be"),
         ({"precision": "float16"}, "Input should be"),
     ],

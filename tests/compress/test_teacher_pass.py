@@ -120,13 +120,20 @@ def test_a_teacher_with_logits_that_are_not_finite_is_refused() -> None:
 
 
 def test_the_teacher_is_frozen_and_its_training_mode_is_an_error() -> None:
-    network = toy_store.network().train()
+    network = UsedTwice().train()  # nothing of it can be folded: it is run itself
     ready = prepare_pass(network, IMAGES)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
-    ready.network.train()
+    network.train()
     with pytest.raises(AssertionError, match="training mode"):
         ready(IMAGES)
+
+
+def test_answers_can_be_kept_for_a_backward_pass() -> None:
+    answers = prepare_pass(toy_store.network(), IMAGES)(IMAGES)
+    student = torch.ones_like(answers, requires_grad=True)
+    (student * answers).sum().backward()
+    assert torch.equal(student.grad, answers)
 
 
 def test_an_online_teacher_with_a_precision_computes_in_it_whatever_surrounds_it() -> None:

@@ -10,7 +10,7 @@ from compress.data.view_schedule import ViewSettings
 from compress.data.views import PadCropFlip
 from compress.methods import CrossEntropy, Method
 from compress.teacher_logits import TeacherAnswers
-from compress.train import TrainingState, TrainSettings, new_training_state
+from compress.training_state import TrainingState, TrainSettings, new_training_state
 
 NUM_CLASSES = 3
 VIEWS = ViewSettings(augmentation=PadCropFlip(pad=1, flip=True), views_per_image=4, seed=5)

@@ -18,6 +18,7 @@ from pipelines.evaluate import EvaluateParams
 from pipelines.export import ExportParams
 from pipelines.layout import Layout
 from pipelines.prepare import PrepareParams
+from pipelines.prepare_names import PrepareNamesParams
 from pipelines.select import SelectParams
 from pipelines.teacher import TeacherParams
 from pipelines.teacher_logits import TeacherLogitsParams
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS: dict[str, type[Settings]] = {
     "prepare": PrepareParams,
+    "prepare_names": PrepareNamesParams,
     "teacher": TeacherParams,
     "teacher_logits": TeacherLogitsParams,
     "distill": DistillParams,
@@ -153,6 +155,20 @@ def test_commands_run_the_checkouts_own_code(name: str) -> None:
     assert stage_of(name)["cmd"].startswith("exec python -m pipelines ")
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_nothing_of_params_yaml_reaches_the_shell(name: str) -> None:
+    assert "${" not in stage_of(name)["cmd"]
+
+
+def test_no_training_starts_before_the_names_are_checked() -> None:
+    """DVC would empty the folder that a name leads to."""
+    for name in STAGES:
+        leads_elsewhere = any("${key}" in output for output in outputs(name))
+        assert leads_elsewhere == ("foreach" in STAGES[name]), name
+        if name.startswith("distill"):
+            assert str(Layout(Path()).student_names) in stage_of(name)["deps"]
+
+
 def outputs(name: str) -> set[str]:
     stage = stage_of(name)
     entries = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
@@ -163,6 +179,7 @@ def test_paths_are_those_of_the_layout() -> None:
     layout = Layout(Path())
     expected = {
         "prepare": {layout.prepared},
+        "prepare_names": {layout.student_names},
         "teacher_logits": {layout.teacher_logits},
         "distill": {layout.model("${key}"), layout.run("${key}")},
         "export": {layout.exported("${key}")},

@@ -33,7 +33,7 @@ def test_a_file_without_teacher_runs_and_the_self_taught_row_follows_its_teacher
     assert (root / "deploy" / "model.onnx").is_file()
     students["teacher_free"]["alone"] = {**ALONE, "train": {**BRIEF, "batch_size": 8}}
     write_params(root, values)
-    assert outdated(root) == {"distill_free@alone", "select"}
+    assert outdated(root) == {"prepare_names", "distill_free@alone", "select"}
     (root / "models" / "alone" / "seed_0" / "best" / "card.json").write_text("{}")
     assert "distill_self@born_again" in outdated(root)
 

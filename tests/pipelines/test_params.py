@@ -136,3 +136,54 @@ def test_every_setting_has_a_type_in_the_schema_and_most_have_words() -> None:
     definitions = json.loads(schema_text())["$defs"]
     assert "WTTM" in definitions
     assert "power transform" in definitions["WTTM"]["properties"]["gamma"]["description"]
+
+
+# Files that would take all memory, or all day.
+
+
+def test_aliases_of_aliases_are_counted_and_not_unfolded(tmp_path: Path) -> None:
+    laughs = "\n".join(f"x-{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))
+    merges = "\n".join(f"x-{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}], k{n}: 1}}" for n in range(1, 40))
+    for start, rest in (("x-0: &a0 [lol]", laughs), ("x-0: &a0 {k: 1}", merges)):
+        (tmp_path / "params.yaml").write_text(f"{start}\n{rest}\n")
+        with pytest.raises(ParamsError, match=r"params\.yaml unfolds to more than 100000 values"):
+            load_params(AllParams, tmp_path / "params.yaml")
+
+
+def test_value_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("students: &a {distilled: *a}\n")
+    with pytest.raises(ParamsError, match="unfolds to more than"):
+        load_params(AllParams, tmp_path / "params.yaml")
+
+
+def test_huge_and_deep_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("# " + "x" * 1_000_000)
+    with pytest.raises(ParamsError, match="at most 1000000 are read"):
+        load_params(AllParams, tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("[" * 5000)
+    with pytest.raises(ParamsError, match="nested too deeply"):
+        load_params(AllParams, tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: !!python/object/apply:os.system ['touch pwned']",
+        "data: !!python/name:os.system",
+        "data: !<tag:yaml.org,2002:python/object/new:subprocess.Popen> [[touch, pwned]]",
+        "data: 2026-99-99",
+        "data: !!int x",
+        "data: !!timestamp x",
+        "data: !!binary x",
+        "? [a]\n: b",
+        "a: b: c",
+        "\x00",
+        "data: *nowhere",
+    ],
+)
+def test_tags_and_values_that_are_none_are_one_line(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=r"params\.yaml is not valid YAML"):
+        load_params(AllParams, tmp_path / "params.yaml")
+    assert not (tmp_path / "pwned").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pipelines.teacher_logits
 from compress import store_plan
@@ -15,10 +16,16 @@ from compress.data.view_schedule import ViewSettings
 from compress.device import resolve_device
 from compress.errors import ArtifactError, ParamsError
 from compress.logit_store import LOGITS, read_manifest
+from compress.methods import ITRD, KD
+from compress.models import Cnn
 from compress.teacher_logits import StoredTeacher
-from pipelines import prepare, teacher, teacher_logits, teacher_logits_plan
+from compress.training_state import TrainSettings
+from pipelines import prepare, teacher, teacher_choice, teacher_logits, teacher_logits_plan
 from pipelines.absence import is_absent, leave_note
+from pipelines.finished_work import drop_store
 from pipelines.layout import Layout
+from pipelines.online_teacher import online_teacher
+from pipelines.settings import ComposedStudent, DistilledStudent
 from pipelines.stored_answers import stored_answers
 from tests.pipelines.project import make_project, params, write_params
 
@@ -89,13 +96,14 @@ def test_an_interrupted_stage_goes_on_to_the_same_bytes(
     teacher_logits.run(project)
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)  # as DVC does before it runs a stage again
+    drop_store(Layout(project))  # as later stages do
     interrupt(project, monkeypatch, after=40)
     assert not folder.exists()
     capsys.readouterr()
     teacher_logits.run(project)
     assert "going on after 32 of" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
-    assert not list((project / ".work" / "teacher_logits").iterdir())
+    assert [path.name for path in (project / ".work" / "teacher_logits").iterdir()] == ["finished"]
 
 
 def test_a_partial_store_of_other_settings_is_discarded_by_name(
@@ -159,6 +167,93 @@ def test_a_student_refuses_a_damaged_store(project: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\x55")
     with pytest.raises(ArtifactError, match="is not the file that was written"):
         read(project)
+
+
+def test_a_student_refuses_answers_to_other_views(project: Path) -> None:
+    teacher_logits.run(project)
+    layout = Layout(project)
+    views = ViewSettings.model_validate(params(project / "pictures")["views"] | {"seed": 1})
+    with pytest.raises(ArtifactError, match=r"another views: .*seed=0.* expected .*seed=1.*run the teacher_logits"):
+        stored_answers(layout, load_prepared(layout.prepared), views, device=resolve_device("cpu"))
+
+
+def test_a_student_refuses_answers_to_other_images(project: Path) -> None:
+    teacher_logits.run(project)
+    values = params(project / "pictures")
+    values["data"]["seed"] = 7  # another choice of train images
+    write_params(project, values)
+    prepare.run(project)
+    with pytest.raises(ArtifactError, match=r"another data_fingerprint: .*run the teacher_logits stage again"):
+        read(project)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_back_end_asked_for_writes_the_store(
+    project: Path, capsys: pytest.CaptureFixture[str], backend: str
+) -> None:
+    change(project, {"backend": backend})
+    teacher_logits.run(project)
+    manifest = read_manifest(Layout(project).teacher_logits)
+    assert manifest.computation is not None
+    assert manifest.computation.runtime.startswith(f"{backend} ")
+    assert f"float32 teacher pass in {manifest.computation.runtime}: largest logit" in capsys.readouterr().out
+    assert read(project).manifest.backend == backend  # and torch confirms the answers
+
+
+def test_the_fastest_way_is_measured_once_and_then_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(project, {"backend": "auto"})
+    teacher_logits.run(project)
+    first = read_manifest(Layout(project).teacher_logits)
+    (noted,) = (project / ".work" / "teacher_pass").glob("*.json")
+    chosen = json.loads(noted.read_text())
+    assert {way["backend"] for way in chosen["measured"]} >= {"torch", "onnxruntime"}
+    assert first.computation is not None
+    assert first.computation.runtime.startswith(chosen["backend"])
+    other = "torch" if chosen["backend"] == "onnxruntime" else "onnxruntime"
+    noted.write_text(json.dumps(chosen | {"backend": other}))
+    monkeypatch.setattr(teacher_choice, "fastest", None)  # nobody measures again
+    teacher_logits.run(project)
+    second = read_manifest(Layout(project).teacher_logits)
+    assert second.computation is not None
+    assert second.computation.runtime.startswith(other)
+
+
+def test_a_damaged_note_of_the_fastest_way_is_measured_again(project: Path) -> None:
+    change(project, {"backend": "auto"})
+    teacher_logits.run(project)
+    (noted,) = (project / ".work" / "teacher_pass").glob("*.json")
+    noted.write_text("{")
+    teacher_logits.run(project)
+    assert json.loads(noted.read_text())["measured"]
+
+
+def online_lineages(project: Path, **settings: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Of a student that learns from logits and of one that learns from features, the teacher running online."""
+    change(project, {"enabled": False} | settings)
+    teacher_logits.run(project)
+    layout = Layout(project)
+    train = TrainSettings(epochs=1, batch_size=16, precision="float32", threads=1)
+    model = Cnn(channels=(4, 4))
+    rows = (
+        DistilledStudent(model=model, train=train, method=KD()),
+        ComposedStudent(model=model, train=train, method=ITRD()),
+    )
+    data, views = load_prepared(layout.prepared), ViewSettings(views_per_image=2)
+    logits, features = (online_teacher(layout, layout.teacher, row, data=data, views=views)[1] for row in rows)
+    return logits, features
+
+
+def test_how_a_teacher_runs_online_is_part_of_its_students_lineage(project: Path) -> None:
+    plain, plain_features = online_lineages(project)
+    assert plain["teacher_pass"] == f"torch {torch.__version__}, float32, 2 folded"
+    assert plain_features["teacher_pass"] == f"torch {torch.__version__}, float32"  # features are not folded
+    rounded, rounded_features = online_lineages(project, precision="bfloat16")
+    assert rounded["teacher_pass"] == f"torch {torch.__version__}, bfloat16, 2 folded"
+    assert rounded_features["teacher_pass"] == f"torch {torch.__version__}, bfloat16"
+    exported, features = online_lineages(project, backend="onnxruntime")
+    assert exported["teacher_pass"].startswith("onnxruntime ")
+    assert features == plain_features
+    assert plain["teacher_sha256"] == exported["teacher_sha256"]
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ def small_params(root: Path) -> dict[str, Any]:
     """Two students, one from each group: every stage is a process, and starting them is what takes time here."""
     values = params(root / "pictures")
     del values["students"]["distilled"]["with_kd"]
+    forms = {"candidates": [{"name": "int8_static"}], "num_calibration_images": 8, "threads": 1, "min_seconds": 0.05}
+    values["export"]["forms"] = forms
     return values
 
 
@@ -50,6 +52,14 @@ def test_editing_a_method_reruns_its_students_only(repository: Path) -> None:
     assert reproduced(repository) == chain("distilled", "with_nkd")
 
 
+def test_editing_a_quantiser_searches_again_and_trains_nothing(repository: Path) -> None:
+    path = repository / "compress" / "quantize" / "int8_static.py"
+    path.write_text(path.read_text() + "\n# edited\n")
+    ran = reproduced(repository)
+    assert {"export@with_nkd", "export_free@alone"} <= ran
+    assert not any(stage.startswith(("prepare", "teacher", "distill")) for stage in ran)
+
+
 def test_a_new_method_reruns_nothing(repository: Path) -> None:
     (repository / "compress" / "methods" / "another.py").write_text('"""Not used yet."""\n')
     registry = repository / "compress" / "methods" / "__init__.py"
@@ -64,7 +74,7 @@ def test_editing_a_row_reruns_that_student_only(repository: Path) -> None:
         "batch_size": 8,
     }
     write_params(repository, values)
-    assert reproduced(repository) == chain("teacher_free", "alone")
+    assert reproduced(repository) == chain("teacher_free", "alone") | {"prepare_names"}
 
 
 def test_going_back_restores_from_the_cache_without_training(repository: Path) -> None:
@@ -110,6 +120,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(repository: Path) -> None:
     weights = repository / "models" / "with_nkd" / "seed_0" / "last" / "weights.safetensors"
     resumed = weights.read_bytes()
     shutil.rmtree(repository / "models" / "with_nkd")
+    shutil.rmtree(repository / ".work")  # where the finished training is kept until its network is exported
     run(repository, "dvc", "repro", "-s", "-f", "--no-run-cache", "distill@with_nkd")
     assert weights.read_bytes() == resumed
 

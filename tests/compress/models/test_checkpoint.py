@@ -328,13 +328,13 @@ def test_tensors_that_are_not_plain_are_refused(tmp_path: Path, weights: dict[st
     path = tmp_path / "sparse.pth"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that its sparse tensors are not finished
-        for bias in (
-            torch.zeros(100).to_sparse(),
-            torch.zeros(100, device="meta"),
-            torch.zeros(100, dtype=torch.int64),
+        for bias, refusal in (
+            (torch.zeros(100).to_sparse(), r"other than tensors \(torch\._utils\._rebuild_sparse_tensor\)"),
+            (torch.zeros(100, device="meta"), r"other than tensors \(torch\._utils\._rebuild_meta_tensor_no_storage\)"),
+            (torch.zeros(100, dtype=torch.int64), r"holds fc\.bias as a .*, not as a plain tensor of torch\.float32"),
         ):
             torch.save({**weights, "fc.bias": bias}, path)
-            with pytest.raises(ModelError, match=r"holds fc\.bias as a .*, not as a plain tensor of torch\.float32"):
+            with pytest.raises(ModelError, match=refusal):
                 build(resnet8(path))
 
 
@@ -389,6 +389,8 @@ def lying_header(name: str) -> bytes:
         "overlapping tensors": file({"a": tensor([16], 0, 64), "b": tensor([16], 0, 64)}),
         "unknown type": file({"a": {"dtype": "Z9", "shape": [16], "data_offsets": [0, 64]}}),
         "no shape": file({"a": {"dtype": "F32", "data_offsets": [0, 64]}}),
+        "a million million elements": file({"fc.bias": tensor([10**6, 10**6], 0, 64)}),
+        "a header of 11 MB": struct.pack("<Q", 11_000_000) + b"{}".ljust(11_000_000),
     }[name]
 
 
@@ -405,6 +407,8 @@ def lying_header(name: str) -> bytes:
         "overlapping tensors",
         "unknown type",
         "no shape",
+        "a million million elements",
+        "a header of 11 MB",
     ],
 )
 def test_lying_safetensors_header_is_refused(tmp_path: Path, lie: str) -> None:

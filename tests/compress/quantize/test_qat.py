@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
+from compress.batches import TrainingData
 from compress.data.prepared import ArraySplit
 from compress.data.view_schedule import ViewSettings
 from compress.data.views import NoAugmentation
@@ -27,7 +28,8 @@ from compress.quantize.saturation import write_without_vnni
 from compress.runtime import load_predictor
 from compress.teacher_logits import OnlineTeacher
 from compress.torch_predictor import TorchPredictor
-from compress.train import EpochReport, TrainingData, TrainSettings, new_training_state, train_epochs
+from compress.train import train_epochs
+from compress.training_state import EpochReport, TrainSettings, new_training_state
 from tests.compress.quantize.conftest import CLASSES, SIZE, Trained, calibration
 
 CPU = torch.device("cpu")

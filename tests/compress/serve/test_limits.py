@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import re
 import socket
 import threading
 import time
@@ -271,6 +272,29 @@ def test_request_with_too_many_images_is_refused(model: ServedModel, deployed: P
         answer = server.ask("POST", "/v2/models/tiny/infer", body)
         assert answer.code == (400, "wrong_shape")
         assert "a request holds 1 to 1 images" in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1," * 1_000_001, r"larger than 2000000 bytes \(max_json_bytes\); send raw tensors"),
+        (b"[]," * 200_001, "more than 200000 lists"),
+        (b"{}," * 200_001, "more than 200000 lists"),
+    ],
+)
+def test_json_that_would_keep_everybody_waiting_is_refused_unparsed(
+    server: RunningServer, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.serve.service.parse_request", None)  # calling it would fail
+    answer = server.ask("POST", "/v2/models/tiny/infer", b'{"inputs":[' + content + b"1]}")
+    assert answer.code == (413, "body_too_large")
+    assert re.search(message, answer.json["error"])
+
+
+def test_raw_tensors_may_be_larger_than_json(server: RunningServer) -> None:
+    body = b"{}" + bytes(3_000_000)
+    answer = server.ask("POST", "/v2/models/tiny/infer", body, {"Inference-Header-Content-Length": "2"})
+    assert answer.code == (400, "malformed_request"), "looked at, and found to have no inputs"
 
 
 def test_connections_beyond_the_limit_are_closed_and_come_back_later(model: ServedModel, deployed: Path) -> None:

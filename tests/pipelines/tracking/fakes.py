@@ -98,6 +98,18 @@ def write_student(
     _write(results / "evaluation.json", {"metrics": metrics})
 
 
+def write_form(root: Path, name: str, form: str, *, accuracy: float = 0.89, latency_ms: float = 0.2) -> Path:
+    """A further form of a student's file that export and evaluation kept."""
+    path = write_onnx(root / "exports" / name / "seed_0" / f"{form}.onnx", seed=sum(form.encode()))
+    file = {"seed": 0, "form": form, "file": f"seed_0/{form}.onnx", "sha256": file_sha256(path)}
+    export = json.loads((root / "exports" / name / "export.json").read_text())
+    _write(root / "exports" / name / "export.json", export | {"forms": [*export.get("forms", []), file]})
+    evaluation = json.loads((root / "results" / name / "evaluation.json").read_text())
+    metrics = {"accuracy_top1": accuracy, "latency_ms_p50": latency_ms, "speedup_over_float32": 0.5 / latency_ms}
+    _write(root / "results" / name / "evaluation.json", evaluation | {"forms": {form: metrics}})
+    return path
+
+
 def select(root: Path, names: list[str], champion: str) -> None:
     """The table of students that the select stage leaves."""
     students = [{"name": name, "champion": name == champion} for name in names]

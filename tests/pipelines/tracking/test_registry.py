@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,13 +14,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from compress.errors import TrackingError
+from compress.errors import ArtifactError, TrackingError
 from pipelines.tracking import track
 from pipelines.tracking.events import file_sha256
+from pipelines.tracking.model import models_of
 from pipelines.tracking.registry import mark_current, promote
 from pipelines.tracking.store import Store, connect
 from pipelines.tracking.sync import sync
-from tests.pipelines.tracking.fakes import MLFLOW_WARNINGS, SIZE, write_onnx, write_student
+from tests.pipelines.tracking.fakes import MLFLOW_WARNINGS, SIZE, write_form, write_onnx, write_student
 
 pytestmark = MLFLOW_WARNINGS
 
@@ -35,6 +37,21 @@ def synced(project: Path) -> Path:
 
 def champion(store: Store) -> str:
     return str(store.client.get_model_version_by_alias("compress", "champion").version)
+
+
+def export_again(root: Path, name: str, *, seed: int) -> None:
+    """As the export stage does after another training."""
+    folder = root / "exports" / name
+    export = json.loads((folder / "export.json").read_text())
+    export["shipped"]["sha256"] = file_sha256(write_onnx(folder / export["shipped"]["file"], seed=seed))
+    (folder / "export.json").write_text(json.dumps(export))
+
+
+def flip_a_byte(path: Path) -> None:
+    """As a failing disk would."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def current(store: Store) -> dict[str, str]:
@@ -83,10 +100,54 @@ class TestPromote:
         with track(synced, name="tiny_kd", stage="distill") as new:
             pass
         write_student(synced, "tiny_kd", run_id=new.id)
-        write_onnx(synced / "exports" / "tiny_kd" / "seed_0" / "float32.onnx", seed=99)
+        export_again(synced, "tiny_kd", seed=99)
 
         assert promote(synced, old.info.run_id).sha256 == old_sha256
         assert promote(synced, "tiny_kd").sha256 != old_sha256
+
+    @pytest.mark.parametrize("was_promoted", [False, True], ids=["never promoted", "promoted before"])
+    def test_exported_file_with_one_changed_byte_is_refused(self, synced: Path, was_promoted: bool) -> None:
+        if was_promoted:
+            promote(synced, "small_kd")
+        flip_a_byte(synced / "exports" / "small_kd" / "seed_0" / "float32.onnx")
+
+        with pytest.raises(ArtifactError, match=r"float32\.onnx was changed after it was exported"):
+            promote(synced, "small_kd")
+        versions = connect(synced).client.search_model_versions("name='compress'")
+        assert len(versions) == was_promoted
+
+    @pytest.mark.parametrize("was_promoted", [False, True], ids=["never promoted", "promoted before"])
+    def test_stored_file_with_one_changed_byte_is_refused(self, synced: Path, was_promoted: bool) -> None:
+        store = connect(synced)
+        (run,) = store.search({"student": "small_kd"})
+        if was_promoted:
+            promote(synced, run.info.run_id)
+        (logged,) = models_of(store, run)
+        flip_a_byte(Path(logged.model.artifact_location.removeprefix("file://")) / "model.onnx")
+
+        with pytest.raises(TrackingError, match=r"was changed after it was logged"):
+            promote(synced, run.info.run_id)
+
+    def test_a_form_of_a_student_is_promoted_with_its_own_numbers(self, synced: Path) -> None:
+        path = write_form(synced, "tiny_kd", "int8_static")
+
+        first, second = promote(synced, "tiny_kd/int8_static"), promote(synced, "tiny_kd/int8_static")
+
+        assert (first.sha256, first.student, second.is_new) == (file_sha256(path), "tiny_kd", False)
+        version = connect(synced).client.get_model_version_by_alias("compress", "champion")
+        assert version.tags == {
+            "student": "tiny_kd",
+            "method": "kd",
+            "sha256": first.sha256,
+            "form": "int8_static",
+            "accuracy": "0.89",
+            "latency_ms": "0.2",
+        }
+        assert promote(synced, "tiny_kd").sha256 != first.sha256
+
+    def test_a_form_that_was_not_kept_is_refused(self, synced: Path) -> None:
+        with pytest.raises(TrackingError, match="has no form int4; promote one of small_kd, tiny_kd"):
+            promote(synced, "tiny_kd/int4")
 
     def test_run_chosen_in_the_interface_promotes_its_student(self, synced: Path) -> None:
         (run,) = connect(synced).search({"student": "small_kd"})
@@ -160,8 +221,6 @@ class TestPromote:
 
 def ask_when_up(url: str, images: np.ndarray) -> list[list[float]]:
     """The logits that a scoring server answers, once it is up."""
-    import json
-
     deadline = time.monotonic() + 120
     while True:
         try:

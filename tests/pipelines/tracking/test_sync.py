@@ -12,11 +12,11 @@ from compress.errors import ArtifactError, TrackingError
 from pipelines.tracking import track
 from pipelines.tracking.events import points_event
 from pipelines.tracking.model import models_of
-from pipelines.tracking.registry import run_of_results
+from pipelines.tracking.registry import promote, run_of_results
 from pipelines.tracking.spool import Spool
 from pipelines.tracking.store import connect
 from pipelines.tracking.sync import sync
-from tests.pipelines.tracking.fakes import MLFLOW_WARNINGS, select, write_student
+from tests.pipelines.tracking.fakes import MLFLOW_WARNINGS, select, write_form, write_student
 
 pytestmark = MLFLOW_WARNINGS
 
@@ -58,6 +58,27 @@ def test_fresh_clone_gets_a_run_with_everything_its_files_say(trained: Path) -> 
     )
     assert known.step == 3
     assert {metric.key: metric.value for metric in known.model.metrics or []}["accuracy_top1"] == 0.91235
+
+
+def test_forms_are_models_with_numbers_of_their_own_and_the_run_shows_those_of_float32(trained: Path) -> None:
+    write_form(trained, "tiny_kd", "int8_static")
+
+    sync(trained)
+    promote(trained, "tiny_kd/int8_static")
+
+    store = connect(trained)
+    run = run_of_results(store, trained, "tiny_kd")
+    assert run is not None
+    shown = {
+        known.form: metric.value
+        for known in models_of(store, run)
+        for metric in known.model.metrics or []
+        if metric.key == "latency_ms_p50"
+    }
+    assert shown == {"float32": 0.5, "int8_static": 0.2}
+    assert run.data.tags["forms"] == "float32, int8_static"
+    assert (run.data.metrics["latency_ms_p50"], run.data.metrics["accuracy_top1"]) == (0.5, 0.91235)
+    assert sync(trained).unchanged == ("small_kd", "teacher", "tiny_kd")
 
 
 def test_second_sync_adds_nothing(trained: Path) -> None:
