@@ -21,6 +21,8 @@ from pipelines.failures import SMALLER, is_out_of_memory, one_line
 from pipelines.layout import SLUG
 from pipelines.redaction import redacted
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
+
 app = typer.Typer(
     help="From a folder of images and a big classifier to a small, measured ONNX student.",
     no_args_is_help=True,

@@ -6,7 +6,7 @@ rho is Pearson's correlation of student and teacher probabilities at temperature
 of one image, along a column over the images of the batch for one class. Its denominator carries 1e-8.
 
 The column part is a statistic of the batch: its value depends on the batch size, it is a constant (tau^2 * gamma,
-no gradient) for a batch of one. Several processes compute it on the whole batch; in the authors' code each sees its own.
+no gradient) for a batch of one. Several processes compute it on the whole batch, in the authors' code each on its part.
 Where the student is exactly uniform the gradient is about 3e6, because only the 1e-8 bounds it.
 The authors' trainer doubles the whole term: the defaults beta = gamma = 2 are the paper's setting, whereas the
 authors' loss module alone has 1 and 1.

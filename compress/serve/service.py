@@ -24,8 +24,8 @@ from compress.serve.settings import ServeSettings
 LARGE_JSON = 1_000_000
 """Bytes. Larger JSON is parsed one at a time."""
 MOST_LISTS = 200_000
-"""Lists and objects in one request. Two million bytes of nested pixels have at most 150,000; as many bytes of empty lists
-have 700,000 and keep everybody else waiting for 0.4 s."""
+"""Lists and objects in one request. Two million bytes of nested pixels have at most 150,000; as many bytes of empty
+lists have 700,000 and keep everybody else waiting for 0.4 s."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -118,7 +118,8 @@ class Service:
             raise RequestError(
                 413,
                 "body_too_large",
-                f"its JSON is larger than {self.limits.max_json_bytes} bytes (max_json_bytes); send raw tensors behind it",
+                f"its JSON is larger than {self.limits.max_json_bytes} bytes (max_json_bytes); "
+                "send raw tensors behind it",
             )
         if body.count(b"[", 0, json_length) + body.count(b"{", 0, json_length) > MOST_LISTS:
             raise RequestError(413, "body_too_large", f"its JSON has more than {MOST_LISTS} lists; send raw tensors")

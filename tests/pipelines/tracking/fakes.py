@@ -9,16 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipelines.tracking.events import file_sha256
 
-# What MLflow's own dependencies warn about while it is imported or used; nothing of ours can change it.
-MLFLOW_WARNINGS = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*type hint is inferred as AnyType:UserWarning"),
-]
 SIZE = 8
 CLASSES = ("cat", "dog", "fish")
 

@@ -21,9 +21,7 @@ from pipelines.tracking.model import models_of
 from pipelines.tracking.registry import mark_current, promote
 from pipelines.tracking.store import Store, connect
 from pipelines.tracking.sync import sync
-from tests.pipelines.tracking.fakes import MLFLOW_WARNINGS, SIZE, write_form, write_onnx, write_student
-
-pytestmark = MLFLOW_WARNINGS
+from tests.pipelines.tracking.fakes import SIZE, write_form, write_onnx, write_student
 
 
 @pytest.fixture

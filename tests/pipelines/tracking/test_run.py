@@ -22,13 +22,11 @@ from pipelines.tracking import ensure_store, store_uri, track
 from pipelines.tracking.spool import Spool
 from pipelines.tracking.store import Store, connect
 from pipelines.tracking.sync import sync
-from tests.pipelines.tracking.fakes import MLFLOW_WARNINGS, SIZE, write_onnx, write_student
+from tests.pipelines.tracking.fakes import SIZE, write_onnx, write_student
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as StoredRun
 
-
-pytestmark = MLFLOW_WARNINGS
 
 CODE = Path(__file__).parents[3]
 

@@ -16,9 +16,7 @@ from pipelines.tracking.registry import promote, run_of_results
 from pipelines.tracking.spool import Spool
 from pipelines.tracking.store import connect
 from pipelines.tracking.sync import sync
-from tests.pipelines.tracking.fakes import MLFLOW_WARNINGS, select, write_form, write_student
-
-pytestmark = MLFLOW_WARNINGS
+from tests.pipelines.tracking.fakes import select, write_form, write_student
 
 
 @pytest.fixture

@@ -15,9 +15,7 @@ from pipelines.tracking.registry import promote
 from pipelines.tracking.store import connect
 from pipelines.tracking.sync import sync
 from pipelines.tracking.view import TAG, seed_view, ui_command
-from tests.pipelines.tracking.fakes import MLFLOW_WARNINGS, write_student
-
-pytestmark = MLFLOW_WARNINGS
+from tests.pipelines.tracking.fakes import write_student
 
 
 def test_store_keeps_a_view_of_metrics_and_params_that_runs_have(project: Path) -> None:
