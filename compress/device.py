@@ -17,6 +17,8 @@ M = TypeVar("M", bound=nn.Module)
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+
 
 def resolve_device(name: DeviceName) -> torch.device:
     """The device to compute on; `auto` takes a GPU where torch sees one.
@@ -62,18 +64,13 @@ def place(network: M, device: torch.device) -> M:
     return network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-
-
-def keep_freed_memory(*, mapped_above: int = 2**30, returned_above: int = 2**31 - 1) -> None:
+def keep_freed_memory() -> None:
     """Let the C library keep for the next step what a training step on a CPU frees; for the whole process.
 
-    By default glibc returns large blocks to the system, which has to map and clear them again a moment later: a tenth
-    of the time of a step at batch size 64, a quarter at 256. Sizes are in bytes: blocks from `mapped_above` on still
-    go back when they are freed, and so does what is free at the end of the heap beyond `returned_above`. Does nothing
-    where the C library is another one.
+    By default glibc returns large blocks to the system, which has to map and clear them again a moment later: a fifth
+    of the time of a step at batch size 256. Does nothing where the C library is another one.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, mapped_above)
-        library.mallopt(_M_TRIM_THRESHOLD, returned_above)
+        library.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,5 +1,9 @@
 """Devices and precisions that are there, and clear words for those that are not."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -26,3 +30,28 @@ def test_float16_on_a_cpu_is_refused() -> None:
 def test_auto_precision_is_a_precision_the_cpu_has() -> None:
     native = torch.cpu._is_avx512_bf16_supported()
     assert resolve_precision("auto", torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
+
+
+FAULTS_OF_A_SECOND_BLOCK = """
+import resource, sys
+from compress.device import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(100_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS_OF_A_SECOND_BLOCK, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("kept") < 100 < faults("handed back")
