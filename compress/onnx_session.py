@@ -36,6 +36,23 @@ class Interface(NamedTuple):
     num_logits: int
 
 
+def read_file(path: Path, *, max_bytes: int | None = None) -> bytes:
+    """The bytes of an exported file.
+
+    Raises:
+        ArtifactError: it is missing, cannot be read, or is larger than `max_bytes`.
+    """
+    try:
+        size = path.stat().st_size
+        if max_bytes is not None and size > max_bytes:
+            raise ArtifactError(f"{path} is too large for an ONNX file: {size} bytes, at most {max_bytes}; {CURE}")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; run the export stage first") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}; make it a readable file") from error
+
+
 def open_session(path: Path, content: bytes, *, threads: int, provider: str) -> ort.InferenceSession:
     """A session on the bytes that were read from `path`; `threads` compute inside one call.
 

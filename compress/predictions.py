@@ -18,11 +18,10 @@ from typing import NamedTuple, TextIO, final
 
 import numpy as np
 from jaxtyping import Float32
-from pydantic import ValidationError
 
 from compress.data.decoding import DEFAULT_MAX_PIXELS, Pixels, UnreadableImageError, decode, image_extensions
 from compress.data.file_tree import FileTree, open_file_tree
-from compress.data.preprocessing import Preprocessing, preprocess
+from compress.data.preprocessing import Preprocessing, preprocess, preprocessing_in
 from compress.data.threads import map_in_threads
 from compress.errors import ArtifactError, DataError
 from compress.runtime import OnnxPredictor
@@ -80,14 +79,7 @@ def preprocessing_of(name: object, predictor: OnnxPredictor) -> Preprocessing:
     Raises:
         ArtifactError: it does not say, or says it for images of another size.
     """
-    try:
-        found = Preprocessing.model_validate(predictor.metadata.get("preprocessing"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, ("preprocessing", *first["loc"])))
-        raise ArtifactError(
-            f"{name}: its metadata does not say how pictures become images ({place}: {first['msg']}); {CURE}"
-        ) from error
+    found = preprocessing_in(predictor.metadata, name)
     if (found.height, found.width) != predictor.image_size:
         raise ArtifactError(
             f"{name} takes {predictor.image_size} and its metadata says how to make {(found.height, found.width)} "

@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from pydantic import JsonValue
 
 from compress.errors import ArtifactError, DeviceError
-from compress.onnx_session import CURE, class_names, interface, open_session, read_metadata
+from compress.onnx_session import CURE, class_names, interface, open_session, read_file, read_metadata
 from compress.onnx_structure import parts_from_elsewhere
 
 # As in compress.types, which imports torch.
@@ -69,7 +69,7 @@ def load_predictor(path: Path, *, threads: int = 1, device: Literal["cpu", "cuda
         ArtifactError: the file is missing, damaged, not self-contained, or not one that `export_onnx` wrote.
         DeviceError: CUDA was asked for, and ONNX Runtime has none here.
     """
-    content = _read(path)
+    content = read_file(path, max_bytes=MAX_BYTES)
     _refuse_foreign_parts(path, content)
     session = _session(path, content, threads=threads, provider=PROVIDERS[device])
     height, width, num_logits = interface(path, session)
@@ -82,18 +82,6 @@ def load_predictor(path: Path, *, threads: int = 1, device: Literal["cpu", "cuda
         sha256=hashlib.sha256(content).hexdigest(),
         _session=session,
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ArtifactError(f"{path} is too large for an ONNX file: {size} bytes, at most {MAX_BYTES}; {CURE}")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing; run the export stage first") from error
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}; make it a readable file") from error
 
 
 def _refuse_foreign_parts(path: Path, content: bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,17 @@ from compress.types import ImageArray
 from pipelines.absence import is_absent
 from pipelines.kept_forms import Float32, MeasuredForm, measure_forms
 from pipelines.layout import TEACHER, Layout
-from pipelines.measuring import EvaluateSettings, FileScores, Reference, Timings, answers_of, metrics_of, speedup
+from pipelines.measuring import (
+    EvaluateSettings,
+    FileScores,
+    Reference,
+    Timings,
+    answers_of,
+    load_for_accuracy,
+    metrics_of,
+    speedup,
+)
+from pipelines.origin import cpu_name
 from pipelines.params import load_params
 from pipelines.samples import sample_images
 from pipelines.tracking import track
@@ -144,7 +153,8 @@ def _track(
 
 
 def _score(path: Path, seed: int, data: PreparedData, settings: EvaluateSettings) -> FileScores:
-    validation, test = answers_of(path, data, "validation", settings), answers_of(path, data, "test", settings)
+    predict = load_for_accuracy(path, settings)
+    validation, test = answers_of(predict, data, "validation", settings), answers_of(predict, data, "test", settings)
     return FileScores(seed, validation.scores, test.scores, test.logits)
 
 
@@ -193,7 +203,7 @@ def _details(
         },
         "forms": {form.form: form.details() for form in forms},
         "machine": {
-            "processor": _processor(),
+            "processor": cpu_name(),
             "cores": os.cpu_count(),
             "threads": settings.benchmark.threads,
             "runtime": f"onnxruntime {onnxruntime.__version__}",
@@ -203,17 +213,6 @@ def _details(
 
 def _summary(scores: Scores) -> dict[str, Any]:
     return scores.model_dump(mode="json", exclude={"confusion"})
-
-
-def _processor() -> str:
-    """The CPU's name; /proc/cpuinfo knows it better than the standard library does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def _write_confusion(path: Path, rows: Sequence[tuple[str, str]]) -> None:

@@ -14,7 +14,15 @@ from compress.benchmark import BenchmarkSettings, benchmark
 from compress.data.prepared import PreparedData
 from compress.evaluate import Scores, agreement
 from compress.runtime import load_predictor
-from pipelines.measuring import EvaluateSettings, FileScores, Reference, Timings, answers_of, metrics_of
+from pipelines.measuring import (
+    EvaluateSettings,
+    FileScores,
+    Reference,
+    Timings,
+    answers_of,
+    load_for_accuracy,
+    metrics_of,
+)
 from pipelines.samples import sample_images
 
 
@@ -79,13 +87,13 @@ def measure_forms(
     measured: list[MeasuredForm] = []
     for file in files:
         form = file["form"]
-        path = _path(file, float32)
-        validation = answers_of(path, data, "validation", settings).scores
+        predict = load_for_accuracy(_path(file, float32), settings)
+        validation = answers_of(predict, data, "validation", settings).scores
         drop = float32.scores.validation.accuracy_top1 - validation.accuracy_top1
         broken = _broken(file["budget"], speedup=speedups[form], drop=drop)
         test, metrics = None, {}
         if not broken:
-            answers = answers_of(path, data, "test", settings)
+            answers = answers_of(predict, data, "test", settings)
             test = answers.scores
             scores = FileScores(file["seed"], validation, test, answers.logits)
             metrics = {

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 from compress.benchmark import BenchmarkSettings, Timing
 from compress.data.prepared import PreparedData, PreparedSplit
 from compress.evaluate import Evaluation, Scores, agreement, evaluate
-from compress.runtime import load_predictor
+from compress.runtime import OnnxPredictor, load_predictor
 from compress.settings import PositiveInt, Settings
-from compress.types import ImageArray, LabelArray, LogitArray
+from compress.types import ImageArray, LabelArray, LogitArray, Predictor
 
 Timings = dict[int, Timing]
 """Of one file, by batch size."""
@@ -47,9 +47,13 @@ class Reference(NamedTuple):
     timings: Timings
 
 
-def answers_of(path: Path, data: PreparedData, split: Split, settings: EvaluateSettings) -> Evaluation:
+def load_for_accuracy(path: Path, settings: EvaluateSettings) -> OnnxPredictor:
+    """A file, with the threads that accuracy is measured with."""
+    return load_predictor(path, threads=settings.threads or os.cpu_count() or 1)
+
+
+def answers_of(predict: Predictor, data: PreparedData, split: Split, settings: EvaluateSettings) -> Evaluation:
     """Scores and logits of a file on one split."""
-    predict = load_predictor(path, threads=settings.threads or os.cpu_count() or 1)
     batches = _arrays(data.split(split), settings.batch_size)
     return evaluate(predict, batches, num_classes=len(data.manifest.classes))
 

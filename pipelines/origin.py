@@ -74,6 +74,11 @@ def processor(device: DeviceName) -> str:
 
     if resolve_device(device).type == "cuda":
         return torch.cuda.get_device_name()
+    return cpu_name()
+
+
+def cpu_name() -> str:
+    """Name of the CPU; /proc/cpuinfo knows it better than the standard library does."""
     lines = CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())

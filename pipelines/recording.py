@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +15,12 @@ from compress.errors import ArtifactError, ParamsError
 from compress.files import read_json, write_json
 from compress.select import FLOAT32
 from pipelines.layout import TEACHER, Layout
+from pipelines.origin import git
 from pipelines.params import load_params
 from pipelines.published import AS_WRITTEN, RESULTS, Result, find_recipe, read_results, recipe_files
 from pipelines.schema import AllParams
 
 CODE_PATHS = ("compress", "pipelines", "dvc.yaml")
-GIT_SECONDS = 10
 # Where images lie and what a run was computed on differ between machines, and seeds are counted by n.
 NO_PART_OF_A_PROTOCOL = ("source.path", "source.folder", "source.download", "train.device", "train.threads", "seeds")
 
@@ -157,24 +156,14 @@ def _result(row: Mapping[str, Any], recipe: str, settings: Mapping[str, Any], or
 
 def _origin(root: Path, recipe: str, protocol: str) -> Origin:
     copied = f"cp pipelines/recipes/{recipe}.yaml params.yaml && make repro"
-    is_changed = bool(_git(root, "status", "--porcelain", "--", *CODE_PATHS))
+    is_changed = bool(git(root, "status", "--porcelain", "--", *CODE_PATHS))
     return Origin(
         protocol=protocol,
         command=copied if protocol == AS_WRITTEN else f"{copied}, with changes to params.yaml: {protocol}",
-        commit=(_git(root, "rev-parse", "HEAD") or "unknown") + ("+" if is_changed else ""),
+        commit=(git(root, "rev-parse", "HEAD") or "unknown") + ("+" if is_changed else ""),
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
         versions={
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in ("torch", "onnxruntime")},
         },
     )
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """What git answers; nothing where there is no git or no repository."""
-    try:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=GIT_SECONDS, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""

@@ -6,13 +6,15 @@ exported files so that whoever serves the model can do the same.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from compress.data.decoding import AlphaBackground, Pixels, UnreadableImageError
+from compress.errors import ArtifactError
 from compress.settings import PositiveInt, Settings
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -69,6 +71,22 @@ def resize_and_crop(
         ),
         alpha_background=alpha_background,
     )
+
+
+def preprocessing_in(metadata: Mapping[str, Any], name: object) -> Preprocessing:
+    """What an exported file says in its metadata; `name` is for the message.
+
+    Raises:
+        ArtifactError: it does not say.
+    """
+    try:
+        return Preprocessing.model_validate(metadata.get("preprocessing"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("preprocessing", *first["loc"])))
+        raise ArtifactError(
+            f"{name}: its metadata does not say how pictures become images ({place}: {first['msg']}); export it again"
+        ) from error
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Pixels:

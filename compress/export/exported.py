@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from compress.errors import ArtifactError, ModelError
 from compress.export.graph import IR_VERSION, check, strip_
 from compress.files import write_whole
+from compress.onnx_session import read_file
 from compress.onnx_structure import parts_from_elsewhere
 
 CURE = "export it again"
@@ -58,7 +59,7 @@ def read_exported(path: Path) -> ExportedModel:
         ArtifactError: it is missing, damaged, not self-contained, or takes and gives something else.
         ModelError: its operators are of another version.
     """
-    content = _read(path)
+    content = read_file(path)
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
@@ -142,15 +143,6 @@ def sort_nodes_(graph: GraphProto) -> None:
 
 def _as_json(value: JsonValue) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing; run the export stage first") from error
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}; make it a readable file") from error
 
 
 def _check_interface(path: Path, graph: GraphProto) -> None:

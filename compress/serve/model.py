@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 from jaxtyping import Float32, UInt8
-from pydantic import ValidationError
 
-from compress.data.preprocessing import Preprocessing
+from compress.data.preprocessing import Preprocessing, preprocessing_in
 from compress.errors import ArtifactError
 from compress.onnx_session import CURE
 from compress.serve.errors import ServeError
@@ -64,7 +63,7 @@ def load_served_model(settings: ServeSettings) -> ServedModel:
         version=verified.sha256[:_VERSION_LENGTH],
         sha256=verified.sha256,
         classes=verified.classes,
-        preprocessing=_preprocessing(verified),
+        preprocessing=preprocessing_in(verified.metadata, verified.folder / MODEL),
         max_batch=_max_batch(settings, verified),
         session=verified.session,
     )
@@ -78,18 +77,6 @@ def _name(verified: VerifiedDeploy) -> str:
             f"'_', '.' and '-'; {CURE}"
         )
     return name
-
-
-def _preprocessing(verified: VerifiedDeploy) -> Preprocessing:
-    try:
-        return Preprocessing.model_validate(verified.metadata["preprocessing"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, ("preprocessing", *first["loc"])))
-        raise ArtifactError(
-            f"{verified.folder / MODEL}: its metadata does not say how pictures become images ({place}: "
-            f"{first['msg']}); {CURE}"
-        ) from error
 
 
 def _max_batch(settings: ServeSettings, verified: VerifiedDeploy) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from compress.model_card import DeployFacts, TeacherFacts
 from compress.quantize import Int8Static
 from compress.triton import check_repository
 from compress.verify import verify_deploy
+from tests.compress.bare_packages import link_packages
 from tests.compress.deployed_student import export_student
 from tests.compress.onnx_files import CLASSES, SIZE, colour_logits, colour_model, random_images, write_colour_model
 
@@ -80,16 +80,7 @@ def deployed(tmp_path: Path, exported: Path) -> Path:
 @pytest.fixture(scope="module")
 def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages that holds onnxruntime, numpy and nothing else."""
-    folder = tmp_path_factory.mktemp("packages")
-    for name in ("onnxruntime", "numpy"):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.origin is not None
-        installed = Path(spec.origin).parent
-        for package in (installed, installed.with_name(f"{name}.libs")):
-            if package.exists():
-                (folder / package.name).symlink_to(package)
-    return folder
+    return link_packages(tmp_path_factory.mktemp("packages"))
 
 
 def run_bare(packages: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

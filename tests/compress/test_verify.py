@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ from onnx import helper, numpy_helper
 from compress.deploy_manifest import write_manifest
 from compress.errors import ArtifactError
 from compress.verify import verify_deploy, write_golden
+from tests.compress.bare_packages import link_packages
 from tests.compress.deployed_student import write_folder
 from tests.compress.onnx_files import CLASSES, SIZE, colour_logits, colour_model, random_images
 
@@ -200,15 +200,7 @@ def test_golden_answers_that_could_not_be_checked_are_not_written(
 @pytest.fixture(scope="module")
 def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages that holds onnxruntime, numpy, this library and nothing else."""
-    folder = tmp_path_factory.mktemp("packages")
-    for name in ("onnxruntime", "numpy"):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.origin is not None
-        installed = Path(spec.origin).parent
-        for package in (installed, installed.with_name(f"{name}.libs")):
-            if package.exists():
-                (folder / package.name).symlink_to(package)
+    folder = link_packages(tmp_path_factory.mktemp("packages"))
     (folder / "compress").symlink_to(ROOT / "compress")
     return folder
 

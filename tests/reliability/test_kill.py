@@ -138,6 +138,16 @@ class TestRecover:
         assert (tmp_path / "dvc.lock").exists()
 
 
+def store_that_became_an_output(project: Path) -> Path:
+    """A store of logits as its stage leaves it; where it was written."""
+    work = Layout(project).work("teacher_logits") / "partial"
+    work.mkdir(parents=True)
+    (work / "rows").write_bytes(b"1234")
+    keep_store(work)
+    work.rename(project / "output")
+    return work
+
+
 class TestFinishedWork:
     def test_training_is_kept_until_its_network_is_exported(self, tmp_path: Path) -> None:
         layout = Layout(tmp_path)
@@ -153,24 +163,14 @@ class TestFinishedWork:
         assert folder.is_dir()
 
     def test_store_comes_back_after_its_output_is_deleted(self, tmp_path: Path) -> None:
-        layout = Layout(tmp_path)
-        work = layout.work("teacher_logits") / "partial"
-        work.mkdir(parents=True)
-        (work / "rows").write_bytes(b"1234")
-        keep_store(work)
-        work.rename(tmp_path / "output")
+        work = store_that_became_an_output(tmp_path)
         (tmp_path / "output" / "rows").unlink()  # as DVC does before it runs the stage again
         assert take_store_back(work)
         assert (work / "rows").read_bytes() == b"1234"
         assert not take_store_back(work)
 
     def test_store_that_was_read_leaves_nothing(self, tmp_path: Path) -> None:
-        layout = Layout(tmp_path)
-        work = layout.work("teacher_logits") / "partial"
-        work.mkdir(parents=True)
-        (work / "rows").write_bytes(b"1234")
-        keep_store(work)
-        work.rename(tmp_path / "output")
-        drop_store(layout)
+        work = store_that_became_an_output(tmp_path)
+        drop_store(Layout(tmp_path))
         assert not take_store_back(work)
         assert (tmp_path / "output" / "rows").read_bytes() == b"1234"
