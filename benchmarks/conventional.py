@@ -13,6 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -87,7 +88,16 @@ def weighted_transformed_matching(student: torch.Tensor, teacher: torch.Tensor) 
     return (weight * F.kl_div(F.log_softmax(student, dim=1), target, reduction="none").sum(dim=1)).mean()
 
 
-Build = Callable[[], ConventionalLoop]
+class Loop(Protocol):
+    """Whatever trains an epoch when it is told to."""
+
+    @property
+    def epoch(self) -> Callable[[], float]:
+        """Train for one epoch; the seconds that it took."""
+        ...
+
+
+Build = Callable[[], Loop]
 
 
 class Apart:
@@ -102,7 +112,15 @@ class Apart:
 
     def epoch(self) -> float:
         """Seconds for all images once."""
+        self.begin()
+        return self.end()
+
+    def begin(self) -> None:
+        """Let it run an epoch, and do not wait for it."""
         self._connection.send("epoch")
+
+    def end(self) -> float:
+        """Seconds of the epoch that was begun."""
         seconds = self._connection.recv()
         assert isinstance(seconds, float)
         return seconds

@@ -1,11 +1,12 @@
 """What 8-bit forms gain over float32 in ONNX Runtime, and what they lose on the full CIFAR-100 test split.
 
-    python -m benchmarks.forms --data cifar100.zip                       # trains briefly, about 6 minutes on two cores
+    python -m benchmarks.forms --data cifar100.zip                       # trains briefly, about 8 minutes on two cores
     python -m benchmarks.forms --data cifar100.zip --onnx exports/x/seed_0/float32.onnx   # a file of yours instead
 
 Images, checkpoints of every epoch and exported files stay in the folder --work: the same command run again goes on
 where it was stopped, and with everything there it only searches and measures. Forms are searched as the export stage
-does it (compress.quantize), and those that are kept are then scored on the test split, of which nothing is chosen.
+does it (compress.quantize), and those that are kept are then scored on the test split, of which nothing is chosen. Each
+network also trains on with the rounding of its 8-bit file, with the network in float32 as its teacher (KD).
 Prints a line for each form and one JSON object, which is also written to results/forms.json.
 """
 
@@ -15,12 +16,13 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import onnxruntime
+from torch import nn
 
 from benchmarks.training import machine
 from compress.batches import TrainingData
@@ -33,15 +35,18 @@ from compress.data.views import PadCropFlip
 from compress.export import ExportSettings, export_onnx
 from compress.files import write_json
 from compress.fingerprint import fingerprint
-from compress.methods import CrossEntropy
+from compress.methods import KD, CrossEntropy
 from compress.models import Cifar, Network, Statistics, build_network
 from compress.models.cifar import CifarName
 from compress.optimization import SGD, OneCycle
 from compress.quantize import Int8Static
+from compress.quantize.qat import QatNetwork, quantization_aware
+from compress.quantize.qat_file import FORM, export_quantization_aware
 from compress.quantize.search import search_forms
 from compress.quantize.settings import SearchSettings, Target
 from compress.quantize.verdict import FLOAT32, FormResult, fastest
 from compress.runtime import load_predictor
+from compress.teacher_logits import OnlineTeacher
 from compress.train import train_epochs
 from compress.training_state import EpochReport, TrainSettings, new_training_state
 
@@ -72,12 +77,15 @@ def main() -> None:
     options = _options()
     data = _prepared(options.data, options.work / "prepared")
     files = {path.parent.parent.name or path.stem: path for path in options.onnx}
+    rounded: dict[str, dict[str, Path]] = {}
     for name in options.students if not files else ():
-        files[name] = trained(name, data, options)
-    results = [measured(name, path, data, options) for name, path in files.items()]
+        files[name], network = trained(name, data, options)
+        rounded[name] = {FORM: trained_with_rounding(network, files[name], data, options)}
+    results = [measured(name, path, data, options, given=rounded.get(name, {})) for name, path in files.items()]
     summary = {
         "train_images": None if options.onnx else options.train_images,
         "epochs": None if options.onnx else options.epochs,
+        "rounding_images": None if options.onnx else options.rounding_images,
         "num_test_images": len(data.split("test")),
         "threads": 1,
         "students": results,
@@ -95,6 +103,7 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--students", nargs="+", choices=get_args(CifarName), default=STUDENTS)
     parser.add_argument("--train-images", type=int, default=12_000)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--rounding-images", type=int, default=6_000, help="one epoch of so many, with rounding")
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing for each student, all forms together")
     parser.add_argument("--min-speedup", type=float, default=1.5, help="below it the answer is: no gain, keep float32")
     parser.add_argument("--max-drop", type=float, default=0.01, help="of validation accuracy")
@@ -109,8 +118,8 @@ def _prepared(source: Path, folder: Path) -> PreparedData:
     return load_prepared(folder)
 
 
-def trained(name: CifarName, data: PreparedData, options: argparse.Namespace) -> Path:
-    """The float32 file of a network trained alone, from the newest checkpoint if there is one."""
+def trained(name: CifarName, data: PreparedData, options: argparse.Namespace) -> tuple[Path, nn.Module]:
+    """A network trained alone, from the newest checkpoint if there is one, and its float32 file."""
     train = _part(data.split("train"), options.train_images)
     views = ViewSettings(augmentation=PadCropFlip(), views_per_image=options.epochs)
     training = TrainingData(train, _part(data.split("validation"), 1000), views)
@@ -122,8 +131,6 @@ def trained(name: CifarName, data: PreparedData, options: argparse.Namespace) ->
     )
     identity = fingerprint({"name": name, "images": len(train), "train": settings.model_dump(mode="json")})
     path = options.work / f"{name}_{identity[:8]}" / "seed_0" / "float32.onnx"
-    if path.exists():
-        return path
     state = new_training_state(_network(name, data), CrossEntropy(), training, settings=settings, teacher=None)
     checkpoints = CheckpointFolder(options.work / "checkpoints", identity)
     with checkpoints.locked():
@@ -134,10 +141,35 @@ def trained(name: CifarName, data: PreparedData, options: argparse.Namespace) ->
                 checkpoints.save(report.epoch, state.state_dict())
                 print(f"{name}: epoch {report.epoch}/{settings.epochs}, {report.images_per_second:.0f} images/s, "
                       f"validation {report.validation_accuracy_top1:.2%}", flush=True)  # fmt: skip
-    network = state.evaluated
-    metadata: dict[str, Any] = {"name": name, "classes": list(data.manifest.classes)}
-    size = (data.manifest.height, data.manifest.width)
-    export_onnx(network.eval(), path, image_size=size, settings=ExportSettings(), metadata=metadata)
+    if not path.exists():
+        export_onnx(
+            state.evaluated.eval(),
+            path,
+            image_size=(data.manifest.height, data.manifest.width),
+            settings=ExportSettings(),
+            metadata={"name": name, "classes": list(data.manifest.classes)},
+        )
+    return path, state.evaluated.eval()
+
+
+def trained_with_rounding(network: nn.Module, source: Path, data: PreparedData, options: argparse.Namespace) -> Path:
+    """The 8-bit file of a network that trained on with its rounding for an epoch."""
+    path = source.with_name(f"{FORM}_{options.rounding_images}.onnx")
+    if path.exists():
+        return path
+    train, size = _part(data.split("train"), options.rounding_images), (data.manifest.height, data.manifest.width)
+    calibration = _part(data.split("train"), 256).images(np.arange(256, dtype=np.int64)).numpy()
+    training = TrainingData(train, _part(data.split("validation"), 1000), ViewSettings(augmentation=PadCropFlip()))
+    settings = TrainSettings(epochs=1, batch_size=64, optimizer=SGD(learning_rate=0.01))
+    rounding = quantization_aware(network, image_size=size, calibration=np.split(calibration, 4))
+    state = new_training_state(rounding, KD(), training, settings=settings, teacher=OnlineTeacher(network))
+    for report in train_epochs(state, training, settings=settings, seed=0):
+        if isinstance(report, EpochReport):
+            print(f"{source.parent.parent.name}: with rounding, {report.images_per_second:.0f} images/s, "
+                  f"validation {report.validation_accuracy_top1:.2%}", flush=True)  # fmt: skip
+    metadata: dict[str, Any] = {"name": path.stem, "classes": list(data.manifest.classes)}
+    assert isinstance(state.evaluated, QatNetwork)
+    export_quantization_aware(state.evaluated, path, image_size=size, settings=ExportSettings(), metadata=metadata)
     return path
 
 
@@ -157,7 +189,9 @@ def _part(split: PreparedSplit, count: int) -> ArraySplit:
     return ArraySplit(split.images(chosen).numpy(), split.labels[chosen])
 
 
-def measured(name: str, source: Path, data: PreparedData, options: argparse.Namespace) -> dict[str, Any]:
+def measured(
+    name: str, source: Path, data: PreparedData, options: argparse.Namespace, *, given: Mapping[str, Path]
+) -> dict[str, Any]:
     """Search forms of a file and score those that are kept on the test split."""
     began = time.monotonic()
     settings = SearchSettings(
@@ -174,6 +208,7 @@ def measured(name: str, source: Path, data: PreparedData, options: argparse.Name
         validation=data.split("validation"),
         settings=settings,
         output_folder=source.parent / "forms",
+        given=given,
     )
     float32 = _answers(source, data.split("test"))
     forms = [_form(result, source.parent / "forms", float32, data) for result in results if result.form != FLOAT32]

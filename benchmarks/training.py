@@ -75,6 +75,7 @@ class Case(NamedTuple):
     data: TrainingData
     answers: TeacherAnswers
     batch_size: int
+    store: Path
 
 
 def case_of(batch_size: int, folder: Path) -> Case:
@@ -86,7 +87,13 @@ def case_of(batch_size: int, folder: Path) -> Case:
     manifest = new_manifest(TeacherLogitsSettings(), question, asked)
     for _ in write_teacher_logits(folder, data.train, asked, manifest=manifest):
         pass
-    return Case(data, open_teacher_logits(folder, read_manifest(folder)), batch_size)
+    return written_case(batch_size, folder)
+
+
+def written_case(batch_size: int, store: Path) -> Case:
+    """The case of a store that is there already."""
+    answers = open_teacher_logits(store, read_manifest(store))
+    return Case(training_data(STEPS[batch_size] * batch_size), answers, batch_size, store)
 
 
 def conventional(student: CifarName, teacher: CifarName, num_images: int, batch_size: int) -> ConventionalLoop:
@@ -96,9 +103,9 @@ def conventional(student: CifarName, teacher: CifarName, num_images: int, batch_
     return ConventionalLoop(network(student), network(teacher), images, train.labels, batch_size=batch_size)
 
 
-def ours(student: CifarName, case: Case, *, precision: Any, num_students: int = 1) -> Turn:
+def ours(student: CifarName, case: Case, *, precision: Any, num_students: int = 1, threads: int | None = None) -> Turn:
     """Our training with stored answers: one epoch of one or several students in a turn."""
-    reports = train_together(trainees(student, case, precision, num_students), case.data, seed=0)
+    reports = train_together(trainees(student, case, precision, num_students, threads), case.data, seed=0)
 
     def turn() -> float:
         started = time.perf_counter()
@@ -110,9 +117,41 @@ def ours(student: CifarName, case: Case, *, precision: Any, num_students: int = 
     return turn
 
 
-def trainees(student: CifarName, case: Case, precision: Any, num_students: int = 1) -> list[Trainee]:
+class Divided:
+    """Students divided among processes of one thread each, as `compress distill --all --jobs` does."""
+
+    def __init__(self, student: CifarName, case: Case, *, num_students: int, num_processes: int) -> None:
+        build = partial(_Share, student, case.batch_size, case.store, num_students // num_processes)
+        self._processes = [Apart(build) for _ in range(num_processes)]
+
+    def turn(self) -> float:
+        """Seconds until the last process has done its epoch."""
+        started = time.perf_counter()
+        for process in self._processes:
+            process.begin()
+        for process in self._processes:
+            process.end()
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.close()
+
+
+class _Share:
+    """The students of one process."""
+
+    def __init__(self, student: CifarName, batch_size: int, store: Path, num_students: int) -> None:
+        case = written_case(batch_size, store)
+        self.epoch = ours(student, case, precision="bfloat16", num_students=num_students, threads=1)
+
+
+def trainees(
+    student: CifarName, case: Case, precision: Any, num_students: int = 1, threads: int | None = None
+) -> list[Trainee]:
     """Students that have not begun."""
-    settings = TrainSettings(epochs=10_000, batch_size=case.batch_size, precision=precision)
+    settings = TrainSettings(epochs=10_000, batch_size=case.batch_size, precision=precision, threads=threads)
     method = WTTM(gamma=0.1, beta=3.0)
     return [
         Trainee(
@@ -150,10 +189,15 @@ def compare(pair: tuple[CifarName, CifarName], case: Case, *, seconds: float) ->
         "one_student_fp32": ours(student, case, precision="float32"),
         "one_student_bf16": ours(student, case, precision="bfloat16"),
     }
+    divided = None
     if case.batch_size == 64:
-        turns["six_students_bf16"] = ours(student, case, precision="bfloat16", num_students=6)
+        turns["six_students_bf16_one_process"] = ours(student, case, precision="bfloat16", num_students=6)
+        divided = Divided(student, case, num_students=6, num_processes=2)
+        turns["six_students_bf16"] = divided.turn
     taken = measure(turns, seconds=seconds)
     loop.close()
+    if divided is not None:
+        divided.close()
     return {
         "pair": f"{teacher} -> {student}",
         "batch_size": case.batch_size,
@@ -223,7 +267,7 @@ def print_tables(result: dict[str, Any]) -> None:
         for name in (key for key, value in compared.items() if isinstance(value, dict)):
             row = compared[name]
             speed, step = row["images_per_second"], row["ms_per_step_and_student"]
-            print(f"  {name:20} {speed:8.1f} images/s {step:9.2f} ms a step and student {row['ratio']:7.2f}x")
+            print(f"  {name:29} {speed:8.1f} images/s {step:9.2f} ms a step and student {row['ratio']:7.2f}x")
     phases = result["step"]["phases"]
     print("\na step of one bf16 student, batch 64, stored logits")
     for phase, ms in phases["ms"].items():

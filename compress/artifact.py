@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,6 +68,8 @@ class ModelCard(Settings):
     origin: dict[str, JsonValue] | None = None
     """How to train it again (`recipe`), with which code and packages and on which machine it was trained; none where
     its weights were loaded."""
+    rounding: dict[str, JsonValue] | None = None
+    """How a network rounds that was trained for its 8-bit file; none for all others."""
     weights_sha256: Sha256 | None = None
     """SHA-256 of the weights file; `save_model` fills it in."""
     card_sha256: Sha256 | None = None
@@ -109,10 +113,18 @@ def save_model(folder: Path, network: Network, card: ModelCard) -> ModelCard:
     """
     if network.statistics != card.statistics:
         raise ValueError(f"the network normalises with {network.statistics}, its card says {card.statistics}")
+    return write_artifact(folder, network.state_dict(), card)
+
+
+def write_artifact(folder: Path, state: Mapping[str, torch.Tensor], card: ModelCard) -> ModelCard:
+    """Write a network's state and its card into `folder`, replacing what is there, and return the card as written.
+
+    Raises:
+        ArtifactError: the folder cannot be written.
+    """
     # Safetensors wants contiguous tensors that share no memory; cloning covers channels-last and tied weights.
     tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in network.state_dict().items()
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
     }
     weights = safetensors.torch.save(tensors)
     written = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
@@ -134,6 +146,24 @@ def load_model(folder: Path) -> tuple[Network, ModelCard]:
     Raises:
         ArtifactError: a file is missing, damaged, or not the one the card describes.
     """
+    card, state = read_artifact(folder)
+    with rebuilding(folder):
+        network = build_network(
+            card.architecture,
+            num_classes=len(card.classes),
+            image_size=(card.height, card.width),
+            statistics=card.statistics,
+        )
+        network.load_state_dict(state)
+    return network.eval(), card
+
+
+def read_artifact(folder: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
+    """The card, and the state that it describes.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, or not the one the card describes.
+    """
     card = load_card(folder)
     weights_path = folder / WEIGHTS_FILE
     try:
@@ -146,20 +176,20 @@ def load_model(folder: Path) -> tuple[Network, ModelCard]:
         raise ArtifactError(
             f"{weights_path} is not the file its card describes (SHA-256 differs); run the stage that trains it again"
         )
+    with rebuilding(folder):
+        return card, parse_safetensors(weights)
+
+
+@contextmanager
+def rebuilding(folder: Path) -> Generator[None]:
+    """Whatever goes wrong inside is an ArtifactError that names the folder."""
     try:
-        network = build_network(
-            card.architecture,
-            num_classes=len(card.classes),
-            image_size=(card.height, card.width),
-            statistics=card.statistics,
-        )
-        network.load_state_dict(parse_safetensors(weights))
+        yield
     except (ModelError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
             f"the model in {folder} cannot be rebuilt ({reason}); run the stage that trains it again"
         ) from error
-    return network.eval(), card
 
 
 def load_card(folder: Path) -> ModelCard:

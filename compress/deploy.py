@@ -17,7 +17,8 @@ manifest.json         size and SHA-256 of every file: `python -m compress.verify
 from __future__ import annotations
 
 import shutil
-import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,8 @@ def write_deploy_folder(
     """Write the deploy folder, replacing an earlier one: nothing appears under its name before all of it is there.
 
     Raises:
-        ArtifactError: the exported file cannot be used, the folder cannot be written, or holds other files.
+        ArtifactError: the exported file cannot be used, the load test is of another file, the folder cannot be
+            written, or holds other files.
         ModelError: the float form cannot be made of its source.
         ParityError: the float form answers something else than its source.
         ValueError: there are no example images, or of another size than the file takes.
@@ -105,15 +107,25 @@ def write_deploy_folder(
         raise ValueError("a deploy folder needs at least one example image")
     _refuse_foreign_folder(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            # Folders of their own: the outer one is private to this process and is removed whatever happens.
-            written, replaced = Path(scratch) / "new", Path(scratch) / "old"
+        with _scratch_beside(folder) as scratch:
+            written, replaced = scratch / "new", scratch / "old"
             written.mkdir()
             _write(written, onnx_path, facts=facts, example_images=example_images, options=options or DeployOptions())
             _swap(written, folder, replaced=replaced)
     except OSError as error:
         raise ArtifactError(f"cannot write {folder}: {error.strerror or error}; choose a writable folder") from error
+
+
+@contextmanager
+def _scratch_beside(folder: Path) -> Generator[Path]:
+    """A folder on the same disk that goes whatever happens; always the same name, to clear up after a killed writer."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
@@ -131,6 +143,7 @@ def _write(
     folder: Path, onnx_path: Path, *, facts: DeployFacts, example_images: ImageArray, options: DeployOptions
 ) -> None:
     predictor = load_predictor(onnx_path)
+    _require_same_model(facts, predictor)
     height, width = predictor.image_size
     shutil.copyfile(onnx_path, folder / MODEL)
     if file_sha256(folder / MODEL) != predictor.sha256:
@@ -158,6 +171,15 @@ def _write(
     sums = "".join(f"{sha256}  {name}\n" for name, sha256 in _hashes(folder).items())
     (folder / SUMS).write_text(sums, encoding="utf-8")
     write_manifest(folder)
+
+
+def _require_same_model(facts: DeployFacts, predictor: OnnxPredictor) -> None:
+    """Nobody's figures but its own."""
+    if facts.serving is not None and facts.serving.model_sha256 != predictor.sha256:
+        raise ArtifactError(
+            f"the load test was made with another model ({facts.serving.model_sha256[:12]}), this one is "
+            f"{predictor.sha256[:12]}; make one with a folder that holds this one"
+        )
 
 
 def _with_license(facts: DeployFacts, predictor: OnnxPredictor) -> DeployFacts:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, JsonValue
 
+from compress.load_record import LoadRecord, serving_section
 from compress.settings import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
 MAX_CLASSES_LISTED = 20
@@ -67,6 +68,8 @@ class DeployFacts(Settings):
     """SHA-256 of what it was made from, by name."""
     requirements: dict[str, str] = Field(default_factory=dict)
     """Versions of the Python packages that run it, by name."""
+    serving: LoadRecord | None = None
+    """A load test of it behind HTTP; None where nobody made one."""
 
     @property
     def learnt_from_teacher(self) -> bool:
@@ -78,6 +81,7 @@ def model_card(
     facts: DeployFacts, *, classes: Sequence[str], image_size: tuple[int, int], size_bytes: int, sha256: str
 ) -> str:
     """The page as Markdown; what is not in `facts` was read from the file itself."""
+    serving = () if facts.serving is None else ("## Serving", serving_section(facts.serving))
     sections = (
         f"# {facts.name}",
         _what_it_is(facts, classes),
@@ -85,6 +89,7 @@ def model_card(
         _limits(classes),
         "## What was measured",
         _measurements(facts, size_bytes),
+        *serving,
         "## Images",
         _images(facts, image_size),
         "## Classes",

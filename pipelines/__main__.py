@@ -47,9 +47,9 @@ def options(
     project: Annotated[Path, typer.Option("--project", "-C", help="Folder with params.yaml and dvc.yaml.")] = Path(),
     debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    from pipelines.process import die_with_dvc
+    from pipelines.process import die_with_parent
 
-    die_with_dvc()
+    die_with_parent()
     context.obj = project.resolve()
     os.chdir(context.obj)  # paths in params.yaml are relative to it
 
@@ -121,6 +121,8 @@ def distill(
     all_students: Annotated[
         bool, typer.Option("--all", help="Train all students that are not up to date, side by side.")
     ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="With --all: processes that divide the students.")] = 1,
+    part: Annotated[str | None, typer.Option(help="With --all: train this part of them only.", metavar="K/N")] = None,
 ) -> None:
     """Train one student, once for each of its seeds; an interrupted training goes on where it stopped.
 
@@ -128,19 +130,31 @@ def distill(
     `models/teacher/` and `data/teacher_logits/`. Outputs: `models/STUDENT/`, `results/STUDENT/`.
 
     With `--all` the students share batches and teacher answers in one process and stop at their last checkpoint;
-    `dvc repro` then finishes every stage at once. Each student comes out bit for bit as if it had trained alone.
+    `dvc repro` then finishes every stage at once. Each student comes out bit for bit as if it had trained alone. On a
+    CPU `--jobs` trains as many students at a time as there are cores, where rows say `train.threads: 1`; `--part 1/4`
+    is for starting the processes oneself, on several machines that share the folder.
 
     Example: `compress distill small_wttm`, or `dvc repro teacher_logits && compress distill --all && dvc repro`
     """
-    if (student is None) != all_students:
+    if (student is None) != all_students or (student is not None and (jobs > 1 or part)):
         raise typer.BadParameter("name one student, or give --all")
-    name = None if student is None else _name_in(student)
-    from pipelines import distill as stage
+    if student is not None:
+        from pipelines import distill as stage
 
-    if name is None:
-        stage.run_all(context.obj)
-    else:
-        stage.run(context.obj, name)
+        stage.run(context.obj, _name_in(student))
+        return
+    from pipelines.side_by_side import WHOLE, Part, run_all, run_jobs
+
+    if jobs > 1 and part is None:
+        run_jobs(context.obj, jobs)
+        return
+    try:
+        chosen = WHOLE if part is None else Part.parse(part)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{part!r} is no part; write 1/3 for the first of three", param_hint="--part"
+        ) from None
+    run_all(context.obj, part=chosen)
 
 
 @app.command()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compress.bill_of_materials import REQUIRED_PACKAGES
 from compress.data.prepared import PreparedData, load_prepared
 from compress.deploy import DeployOptions, write_deploy_folder
 from compress.files import read_json
+from compress.load_record import LoadRecord
 from compress.model_card import DeployFacts, TeacherFacts
 from pipelines.exported_bytes import require_same_bytes
 from pipelines.layout import TEACHER, Layout
@@ -36,13 +37,23 @@ _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)[ \\]*$", re.MULTILINE)
 """A package of a lock file that is installed everywhere: those with a condition, such as Windows only, are not."""
 
 
+class Extras(NamedTuple):
+    """What a folder holds beside what the stages left."""
+
+    triton: bool = False
+    """Whether a Triton model repository is added."""
+    serving: LoadRecord | None = None
+    """A load test for the model card."""
+
+
 def write_package(
-    layout: Layout, row: dict[str, Any], *, reason: str, teacher: dict[str, Any] | None, folder: Path, triton: bool
+    layout: Layout, row: dict[str, Any], *, reason: str, teacher: dict[str, Any] | None, folder: Path, extras: Extras
 ) -> None:
     """Write the folder of one row of the table; its example images are of validation, which training never saw.
 
     Raises:
-        ArtifactError: the row's file is missing or no longer the one that was measured.
+        ArtifactError: the row's file is missing or no longer the one that was measured, or the load test is of
+            another one.
     """
     path = layout.root / row["file"]
     data = load_prepared(layout.prepared)
@@ -53,9 +64,11 @@ def write_package(
     write_deploy_folder(
         folder,
         onnx_path=path,
-        facts=_facts(layout, row, reason=reason, teacher=teacher, data=data),
+        facts=_facts(layout, row, reason=reason, teacher=teacher, data=data).model_copy(
+            update={"serving": extras.serving}
+        ),
         example_images=sample_images(data.split("validation"), NUM_EXAMPLES),
-        options=DeployOptions(float_source=float_source, triton=triton, tolerance=row.get("golden_tolerance")),
+        options=DeployOptions(float_source=float_source, triton=extras.triton, tolerance=row.get("golden_tolerance")),
     )
 
 

@@ -6,13 +6,14 @@ Of the file that a student ships, smaller and faster forms are searched where pa
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 from torch import nn
 
 from compress.artifact import ModelCard, load_model
-from compress.data.prepared import load_prepared
+from compress.data.prepared import PreparedData, load_prepared
 from compress.data.preprocessing import Preprocessing
 from compress.export import export_onnx
 from compress.export.any_size import write_any_size_entry
@@ -21,6 +22,10 @@ from compress.export.provenance import metric_units
 from compress.files import read_json, write_record
 from compress.image_files import ShippedPath, TorchvisionPath
 from compress.parity import Parity, assert_parity
+from compress.quantize.qat_artifact import load_quantization_aware
+from compress.quantize.qat_file import FORM as TRAINED
+from compress.quantize.qat_file import export_quantization_aware
+from compress.quantize.settings import SearchSettings
 from compress.quantize.verdict import FLOAT32
 from compress.runtime import OnnxPredictor, load_predictor
 from compress.settings import Settings
@@ -28,7 +33,7 @@ from compress.types import Predictor
 from pipelines.absence import is_absent, leave_note
 from pipelines.finished_work import drop_training
 from pipelines.forms import FormsSettings, find_forms, leave_no_forms
-from pipelines.layout import TEACHER, Layout
+from pipelines.layout import QUANTIZATION_AWARE, TEACHER, Layout
 from pipelines.origin import without_machine
 from pipelines.params import load_params
 from pipelines.samples import sample_files
@@ -57,19 +62,52 @@ def run(root: Path, name: str) -> None:
     files = [_export(layout, name, summary["seed"], settings, pictures) for summary in training["seeds"]]
     # Chosen on validation, so that the test accuracy of the shipped file stays an honest estimate.
     shipped = max(files, key=lambda file: (file["accuracy_top1_validation"], -file["seed"]))
+    (of_shipped,) = [summary for summary in training["seeds"] if summary["seed"] == shipped["seed"]]
+    rounded = layout.trained(name, shipped["seed"], QUANTIZATION_AWARE) if QUANTIZATION_AWARE in of_shipped else None
     folder = layout.exported(name)
-    if name == TEACHER or settings.forms is None:
+    if name == TEACHER or (settings.forms is None and rounded is None):
         leave_no_forms(folder)
         forms: list[dict[str, Any]] = []
     else:
         network, _ = load_model(_trained(layout, name, shipped["seed"], settings))
-
-        def parity(form: str, predict: Predictor) -> dict[str, Any]:
-            return _parity(network, predict, pictures, tolerance=settings.tolerance_of(form)).model_dump(mode="json")
-
-        forms = find_forms(folder, shipped, data, settings=settings.forms, parity=parity)
+        forms = _forms(folder, shipped, _References(network, rounded), data, settings, pictures)
     write_record(folder / "export.json", {"shipped": shipped, "files": files, "forms": forms})
     drop_training(layout, name)
+
+
+class _References(NamedTuple):
+    """What the forms of a file are made of."""
+
+    network: nn.Module
+    rounded: Path | None
+    """Folder of the network that was trained with the rounding of its 8-bit file."""
+
+
+def _forms(
+    folder: Path,
+    shipped: dict[str, Any],
+    references: _References,
+    data: PreparedData,
+    settings: FormsSettings,
+    pictures: _Pictures,
+) -> list[dict[str, Any]]:
+    """Search the forms that the settings ask for, and judge the one that was trained by the same budget."""
+    networks = {FLOAT32: references.network}
+    with TemporaryDirectory() as scratch:
+        given: dict[str, Path] = {}
+        if references.rounded is not None:
+            network, card = load_quantization_aware(references.rounded)
+            networks[TRAINED], given[TRAINED] = network, Path(scratch) / f"{TRAINED}.onnx"
+            metadata = _metadata(folder.name, card)
+            size = (card.height, card.width)
+            export_quantization_aware(network, given[TRAINED], image_size=size, settings=settings, metadata=metadata)
+
+        def parity(form: str, predict: Predictor) -> dict[str, Any]:
+            of = networks.get(form, references.network)
+            return _parity(of, predict, pictures, tolerance=settings.tolerance_of(form)).model_dump(mode="json")
+
+        wanted = settings.forms or SearchSettings(candidates=())
+        return find_forms(folder, shipped, data, settings=wanted, parity=parity, given=given)
 
 
 def _export(layout: Layout, name: str, seed: int, settings: FormsSettings, pictures: _Pictures) -> dict[str, Any]:

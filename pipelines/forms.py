@@ -7,7 +7,7 @@ run and not in the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,11 @@ def find_forms(
     *,
     settings: SearchSettings,
     parity: Callable[[str, Predictor], dict[str, Any]],
+    given: Mapping[str, Path] | None = None,
 ) -> list[dict[str, Any]]:
     """Search forms of the shipped file, write forms.json, and return what export.json says about those that are kept.
 
+    `given` are files of forms that were trained; they are judged like the candidates of the settings.
     `parity` compares a form, named by its label, with the network. A form that is further off than broken rounding
     explains is not kept, whatever its accuracy.
 
@@ -61,6 +63,7 @@ def find_forms(
         validation=data.split("validation"),
         settings=settings,
         output_folder=source.parent,
+        given=given,
     )
     proved = {result.form: _proved(result, source.parent, parity) for result in results if result.file is not None}
     checked = [proved[result.form][0] if result.form in proved else result for result in results]

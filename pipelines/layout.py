@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 TEACHER = "teacher"
 """Name of the teacher wherever students have theirs."""
+QUANTIZATION_AWARE = "quantization_aware"
+"""Name of what is trained with rounding: of the row's setting, of the folder, and in training.json."""
 SLUG = re.compile(r"[a-z0-9_]+")
 """Names of students: they become names of folders, stages and files."""
 
@@ -39,11 +41,11 @@ class Layout(NamedTuple):
         return self.model(TEACHER)
 
     def model(self, name: str) -> Path:
-        """Folder of a trained network: the teacher's artifact, or a student's `seed_<k>/{last,best}` artifacts."""
+        """Folder of trained networks: the teacher's artifact, or a student's `seed_<k>/{last,best}` artifacts."""
         return self.root / "models" / name
 
     def trained(self, name: str, seed: int, weights: str) -> Path:
-        """Artifact folder of one training run; `weights` is `last` or `best`."""
+        """Artifact folder of one training run; `weights` is `last`, `best` or `quantization_aware`."""
         return self.model(name) / f"seed_{seed}" / weights
 
     def exported(self, name: str) -> Path:

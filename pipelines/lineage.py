@@ -18,9 +18,10 @@ from compress.methods import Composed, LogitMethod, WithoutTeacher
 from compress.models.checkpoint import CARD_FILE
 from pipelines.code import code_fingerprint
 from pipelines.console import console
-from pipelines.layout import TEACHER, Layout
+from pipelines.layout import QUANTIZATION_AWARE, TEACHER, Layout
 from pipelines.origin import LOCK, commit_of, settings_of, versions
 from pipelines.params import load_params
+from pipelines.settings import StudentSettings
 
 SHORTEST_PREFIX = 7
 MATCH, DIFFERS, NOT_HERE = "match", "differs", "not here"
@@ -155,7 +156,7 @@ def _here(layout: Layout, key: str) -> set[str]:
             return _field(layout.prepared / "manifest.json", "fingerprint")
         case "teacher_logits_sha256":
             return _field(layout.teacher_logits / "manifest.json", "sha256")
-        case "teacher_sha256":
+        case "teacher_sha256" | "made_of_sha256":
             return _weights(layout.teacher.parent)  # the teacher's, or another student's
         case _:
             return set()
@@ -167,7 +168,10 @@ def _weights(folder: Path) -> set[str]:
 
 def _fingerprints(layout: Layout, name: str) -> Iterator[str]:
     training = _json(layout.results(name) / "training.json")
-    yield from (str(seed["fingerprint"]) for seed in training.get("seeds", ()))
+    for seed in training.get("seeds", ()):
+        yield str(seed["fingerprint"])
+        if QUANTIZATION_AWARE in seed:
+            yield str(seed[QUANTIZATION_AWARE]["fingerprint"])
 
 
 def _hashes_of_files(layout: Layout, name: str) -> Iterator[str]:
@@ -206,7 +210,10 @@ def _rows_here(layout: Layout, name: str, seed: int) -> set[str]:
         "views": params.views.model_dump(mode="json"),
         "seed": seed,
     }
-    return {fingerprint(settings_of(row))}
+    rows = [row]
+    if isinstance(settings, StudentSettings) and settings.quantization_aware is not None:
+        rows.append(row | {QUANTIZATION_AWARE: settings.quantization_aware.model_dump(mode="json")})
+    return {fingerprint(settings_of(each)) for each in rows}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def without_machine(origin: dict[str, JsonValue] | None) -> dict[str, JsonValue]
 def settings_of(recipe: Any) -> dict[str, JsonValue]:
     """A recipe without what only one machine has; the hash of the data stands in the lineage."""
     model = {key: value for key, value in recipe["model"].items() if key not in LOCAL}
-    return {"model": model, **{key: recipe[key] for key in ("method", "train", "views", "seed")}}
+    kept = ("method", "train", "views", "seed", "quantization_aware")
+    return {"model": model, **{key: recipe[key] for key in kept if key in recipe}}
 
 
 def commit_of(root: Path) -> dict[str, JsonValue]:

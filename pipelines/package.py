@@ -5,43 +5,64 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from compress.data.prepared import PreparedData, load_prepared
 from compress.deploy import TRITON, DeployOptions, find_float_source, write_deploy_folder
 from compress.errors import ArtifactError, SelectionError
 from compress.files import read_json
+from compress.load_record import LoadRecord
 from compress.model_card import DeployFacts
 from compress.predictions import preprocessing_of
 from compress.runtime import OnnxPredictor, load_predictor
 from compress.select import FLOAT32, label
 from compress.verify import MODEL, verify_deploy
-from pipelines.deploy_folder import NUM_EXAMPLES, data_in_words, runtime_versions, write_package
+from pipelines.deploy_folder import NUM_EXAMPLES, Extras, data_in_words, runtime_versions, write_package
 from pipelines.layout import Layout
 from pipelines.samples import sample_images
 
 
-def run(root: Path, what: str | None, *, output: Path | None, triton: bool) -> Path:
+def run(
+    root: Path, what: str | None, *, output: Path | None, triton: bool = False, load_test: Path | None = None
+) -> Path:
     """Write the deploy folder of a student (`NAME` or `NAME/FORM`), by default the champion, or of a file by its path.
 
     By default below `packages/`: `deploy/` is the select stage's output, and DVC would undo a change to it.
+    `load_test` is what `python -m benchmarks.serve.load_test --output` wrote, for the model card.
 
     Raises:
         SelectionError: there is no such student or form.
         ArtifactError: files are missing, damaged, or not those that were measured.
     """
     layout = Layout(root)
+    extras = Extras(triton=triton, serving=None if load_test is None else read_load_test(load_test))
     if what is not None and what.endswith(".onnx"):
         path = Path(what)
         folder = output or layout.package(path.stem)
-        _write_file(layout, path, folder=folder, triton=triton)
+        _write_file(layout, path, folder=folder, extras=extras)
         return folder
     table = read_json(layout.table, made_by="select")
     row = _find_row(table, what)
     folder = output or layout.package(label(row["name"], row["form"]).replace("/", "_"))
     reason = table["reason"] if row["champion"] else f"asked for by name; it is not the champion: {row['reason']}"
-    write_package(layout, row, reason=reason, teacher=table["teacher"], folder=folder, triton=triton)
+    write_package(layout, row, reason=reason, teacher=table["teacher"], folder=folder, extras=extras)
     return folder
+
+
+def read_load_test(path: Path) -> LoadRecord:
+    """The record of a load test.
+
+    Raises:
+        ArtifactError: it is missing, damaged, changed, or its numbers contradict each other.
+    """
+    try:
+        return LoadRecord.model_validate(read_json(path, made_by="load test"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ArtifactError(
+            f"{path} is no record of a load test: {place + ': ' if place else ''}{first['msg']}; run it again"
+        ) from error
 
 
 def described(folder: Path) -> str:
@@ -67,7 +88,7 @@ def _find_row(table: dict[str, Any], asked: str | None) -> dict[str, Any]:
     return found
 
 
-def _write_file(layout: Layout, path: Path, *, folder: Path, triton: bool) -> None:
+def _write_file(layout: Layout, path: Path, *, folder: Path, extras: Extras) -> None:
     """Write the folder of a file of which only its own metadata is known."""
     predictor = load_predictor(path)
     data = load_prepared(layout.prepared)
@@ -79,9 +100,9 @@ def _write_file(layout: Layout, path: Path, *, folder: Path, triton: bool) -> No
     write_deploy_folder(
         folder,
         onnx_path=path,
-        facts=_facts_of_file(path, predictor, layout, data),
+        facts=_facts_of_file(path, predictor, layout, data).model_copy(update={"serving": extras.serving}),
         example_images=sample_images(data.split("validation"), NUM_EXAMPLES),
-        options=DeployOptions(float_source=find_float_source(path), triton=triton),
+        options=DeployOptions(float_source=find_float_source(path), triton=extras.triton),
     )
 
 

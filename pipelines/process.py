@@ -8,15 +8,17 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+STARTED_BY_US = "COMPRESS_STARTED_BY_US"
+"""Set in the environment of processes among which a command divides its work."""
 
 
-def die_with_dvc() -> None:
-    """When DVC started this stage, end with it: killing DVC alone would leave the stage training as an orphan.
+def die_with_parent() -> None:
+    """When DVC or one of our commands started this, end with it: killed alone, it would leave this as an orphan.
 
     A second `dvc repro` would then start the same stage beside it. Linux only; elsewhere the checkpoint lock holds.
     """
-    if "DVC_STAGE" not in os.environ or not sys.platform.startswith("linux"):
+    if not {"DVC_STAGE", STARTED_BY_US} & os.environ.keys() or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:  # DVC ended before the line above took effect
-        sys.exit("dvc has ended; this stage ends too")
+    if os.getppid() == 1:  # it ended before the line above took effect
+        sys.exit("what started this has ended; this ends too")

@@ -24,7 +24,7 @@ from compress.models.checkpoint import CARD_FILE
 from compress.teacher_logits import read_manifest
 from pipelines import distill, prepare, teacher, teacher_logits
 from pipelines.absence import is_absent
-from pipelines.layout import TEACHER, Layout
+from pipelines.layout import QUANTIZATION_AWARE, TEACHER, Layout
 from pipelines.lineage import name_of
 from pipelines.params import read_yaml
 from pipelines.settings import GROUPS, StudentsSettings
@@ -78,7 +78,7 @@ def replay(root: Path, folder: Path) -> Replayed:
     scratch.root.mkdir(parents=True)
     with _untracked():
         found = _train(Layout(root), scratch, card, name)
-    which = folder.name if folder.name in ("last", "best") else _which(scratch, card, name)
+    which = folder.name if folder.name in ("last", "best", QUANTIZATION_AWARE) else _which(scratch, card, name)
     trained = load_card(scratch.teacher if name == TEACHER else scratch.trained(name, _seed(card), which))
     differences = (*found, *_differences(card, trained))
     shutil.rmtree(scratch.root)
@@ -171,7 +171,7 @@ def _write_params(project: Layout, scratch: Layout, card: ModelCard, name: str) 
     assert isinstance(recipe, dict)
     params = read_yaml(project.params)
     params |= {"data": recipe["data"], "views": recipe["views"]}
-    row = {key: recipe[key] for key in ("model", "method", "train")}
+    row = {key: recipe[key] for key in ("model", "method", "train", QUANTIZATION_AWARE) if key in recipe}
     if name == TEACHER:
         minimum = {"min_accuracy": 0.0}
         params["teacher"] = {**(params.get("teacher") or {}), **row, **minimum, "seed": recipe["seed"]}
@@ -221,9 +221,11 @@ def _differences(card: ModelCard, trained: ModelCard) -> Iterator[str]:
 
 
 def _which(scratch: Layout, card: ModelCard, name: str) -> str:
-    """Whether a card that stands elsewhere is of the last or the best epoch."""
+    """Which network of a training a card is of that stands elsewhere."""
     if name == TEACHER:
         return "last"
+    if card.rounding is not None:
+        return QUANTIZATION_AWARE
     best = load_card(scratch.trained(name, _seed(card), "best"))
     return "best" if best.epoch == card.epoch else "last"
 

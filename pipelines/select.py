@@ -13,7 +13,7 @@ from compress.files import check_files, read_json, write_json, write_record
 from compress.select import Candidate, Constraints, Selection, label, select
 from compress.settings import Settings
 from pipelines.absence import is_absent
-from pipelines.deploy_folder import write_package
+from pipelines.deploy_folder import Extras, write_package
 from pipelines.layout import TEACHER, Layout
 from pipelines.params import load_params
 from pipelines.reports import write_reports
@@ -73,7 +73,7 @@ def run(root: Path) -> None:
     champion = next(row for row in students if row["champion"])
     write_json(layout.champion, champion)
     write_reports(layout, [] if teacher is None else [teacher], students)
-    write_package(layout, champion, reason=selection.reason, teacher=teacher, folder=layout.deploy, triton=False)
+    write_package(layout, champion, reason=selection.reason, teacher=teacher, folder=layout.deploy, extras=Extras())
     shipped = label(selection.champion, selection.form)
     _tell_tracker(root, list(names) if teacher is None else [TEACHER, *names], shipped)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from compress.errors import ParamsError
-from compress.methods import Composed, CrossEntropy, LogitMethod, WithoutTeacher
+from compress.methods import Composed, CrossEntropy, FeatureMethod, LogitMethod, SelfFeatureMethod, WithoutTeacher
 from compress.models import ModelSource
-from compress.settings import Fraction, NonNegativeInt, Settings
+from compress.settings import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from compress.training_state import TrainSettings
 from pipelines.layout import SLUG, TEACHER
 
@@ -28,11 +28,30 @@ class TeacherSettings(Settings):
     """Stop before any student starts if the teacher's validation accuracy is below this."""
 
 
+class QuantizationAwareSettings(Settings):
+    """A short training after the student's own, with the rounding of its 8-bit file, by the same method.
+
+    It goes on from the epoch that was best on validation. The file becomes one of the student's forms, `int8_qat`.
+    """
+
+    epochs: PositiveInt = 2
+    learning_rate_factor: PositiveFloat = 0.1
+    """Peak learning rate as a share of the student's; it falls to zero by half a cosine."""
+    reduce_range: bool = False
+    """Weights in 7 bits: exact on processors without VNNI, a little less accurate everywhere."""
+    ranges: Literal["learned", "observed"] = "learned"
+    """Whether the steps of activations go on learning or stay as observed before training."""
+    num_calibration_images: PositiveInt = 256
+    """Train images on which activations are observed first."""
+
+
 class StudentSettings(Settings):
     """What all students have."""
 
     model: ModelSource
     train: TrainSettings = TrainSettings()
+    quantization_aware: QuantizationAwareSettings | None = None
+    """Train on with the rounding of an 8-bit file; for convolutional networks and methods on logits."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     """One training run each; metrics are then a mean with its spread."""
 
@@ -102,6 +121,17 @@ class StudentsSettings(Settings):
         for name in names:
             if name == TEACHER or names.count(name) > 1:
                 raise ValueError(f"{name!r} is taken; every student needs a name of its own, and not {TEACHER!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _rounding_networks_learn_from_logits(self) -> Self:
+        for name, student in self.rows.items():
+            on_features = isinstance(student.method, FeatureMethod | SelfFeatureMethod)
+            if student.quantization_aware is not None and on_features:
+                raise ValueError(
+                    f"{name}: quantization_aware trains by a method on logits, and {student.method.name} compares "
+                    "features, which a network that rounds does not show; leave it out, and try export.forms"
+                )
         return self
 
     @model_validator(mode="after")

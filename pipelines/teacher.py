@@ -23,13 +23,13 @@ from pipelines.absence import leave_note
 from pipelines.finished_work import keep_training
 from pipelines.layout import TEACHER, Layout
 from pipelines.params import load_params
+from pipelines.saved_networks import card_of, save_networks
 from pipelines.settings import TeacherSettings
 from pipelines.torchrun import ranks_of_stage
 from pipelines.trained import Trained, write_training_files
 from pipelines.training import (
     Job,
     build_for,
-    card_of,
     track_data,
     tracked_training,
     train,
@@ -74,7 +74,9 @@ def _run(root: Path, teacher: TeacherSettings, views_settings: ViewSettings, ran
             trained = _loaded(teacher, data, layout)
         else:
             job = _job(teacher, teacher.train, data, views_settings)
-            trained = train(job, work=work, folders={"last": layout.teacher}, run=tracked)
+            trained, state = train(job, work=work, run=tracked)
+            if ranks.is_first:
+                save_networks(job, state, trained, {"last": layout.teacher})
     if not ranks.is_first:
         return
     accuracy = trained.last.validation_accuracy_top1

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from compress.files import write_record, write_whole
 from compress.training_state import EpochReport
+from pipelines.layout import QUANTIZATION_AWARE
 
 HISTORY = "history.csv"
 HISTORY_COLUMNS = ("seed", *EpochReport._fields)
@@ -29,15 +30,19 @@ class Trained:
     last: EpochReport
     best: EpochReport
     fingerprint: str
+    rounded: Trained | None = None
+    """The training after it, with the rounding of its 8-bit file."""
 
     def summary(self) -> dict[str, JsonValue]:
         """What training.json says about it."""
+        rounded = {} if self.rounded is None else {QUANTIZATION_AWARE: self.rounded.summary()}
         return {
             "seed": self.seed,
             "train_seconds": round(self.train_seconds, 3),
             "fingerprint": self.fingerprint,
             "last": _summary(self.last),
             "best": _summary(self.best),
+            **rounded,
         }
 
 

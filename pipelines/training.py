@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,23 +13,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import JsonValue
+from torch import nn
 
-from compress.artifact import ModelCard, save_model
 from compress.batches import TrainingData
 from compress.checkpoint import CheckpointFolder
 from compress.data.manifest import Manifest
 from compress.device import resolve_device
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, TrainingError
 from compress.files import read_json, write_json
 from compress.fingerprint import fingerprint
 from compress.methods import Method
-from compress.models import ModelSource, Network, Statistics, build_network, count_flops, count_parameters
+from compress.models import ModelSource, Network, Statistics, build_network
 from compress.ranks import agreed, ranks_here
 from compress.teacher_logits import TeacherAnswers
 from compress.train import train_epochs, train_together
 from compress.training_state import EpochReport, Trainee, TrainingState, TrainSettings, new_training_state
 from pipelines.code import code_fingerprint
-from pipelines.origin import origin_of
 from pipelines.progress import epoch_line, training_progress
 from pipelines.tracking import Run, track
 from pipelines.tracking.sinks import Nowhere
@@ -36,6 +37,27 @@ from pipelines.trained import Trained
 
 Lineage = dict[str, str]
 """Hashes of what a network was made from, by name."""
+
+
+class Continuation(ABC):
+    """Training that goes on from the best weights of another job, with the network changed."""
+
+    before: Job
+    """What has to be trained first, in the same folder."""
+    section: str
+    """Name in front of its curves."""
+
+    @abstractmethod
+    def recipe(self) -> dict[str, JsonValue]:
+        """What `before` lacks in its recipe."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, JsonValue]:
+        """Everything that decides how the network is changed."""
+
+    @abstractmethod
+    def changed(self, network: Network, job: Job) -> nn.Module:
+        """The network that trains on, made of the trained one."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +75,14 @@ class Job:
     teacher: TeacherAnswers | None = None
     curve_seed: int | None = None
     """Seed to tell this run's curves from those of the student's first seed; None for the first."""
+    continuation: Continuation | None = None
+    """What it goes on from; None for a training from the beginning."""
 
     @property
     def recipe(self) -> dict[str, Any]:
         """Settings that `compress replay` trains it with again, in the words of params.yaml."""
+        if self.continuation is not None:
+            return self.continuation.before.recipe | self.continuation.recipe()
         return {
             "data": self.manifest.settings,
             "views": self.data.views.model_dump(mode="json"),
@@ -79,15 +105,22 @@ class Job:
                 "seed": self.seed,
                 "code": code_fingerprint(self.method),
                 "torch": torch.__version__,
-                "threads": _threads(self.settings),
+                "threads": threads_of(self.settings),
+                "continuation": None if self.continuation is None else self.continuation.facts(),
             }
         )
 
+    def curves(self, report: EpochReport) -> dict[str, float]:
+        """One epoch under the tracker's names."""
+        metrics = epoch_metrics(report)
+        section = None if self.continuation is None else self.continuation.section
+        return metrics if section is None else {f"{section}/{name}": value for name, value in metrics.items()}
 
-def train(job: Job, *, work: Path, folders: Mapping[str, Path], run: Run) -> Trained:
-    """Train to the last epoch, from the newest checkpoint of this very job if there is one, and save the artifacts.
 
-    `folders` says where `last` and `best` go. `work` holds the checkpoints, which stay until the caller removes them.
+def train(job: Job, *, work: Path, run: Run) -> tuple[Trained, TrainingState]:
+    """Train to the last epoch, from the newest checkpoint of this very job if there is one.
+
+    `work` holds the checkpoints, which stay until the caller removes them.
     """
     with _opened(Lesson(job, work, run)) as opened:
         state, settings = opened.state, job.settings
@@ -104,12 +137,10 @@ def train(job: Job, *, work: Path, folders: Mapping[str, Path], run: Run) -> Tra
             best=state.history[state.best_epoch - 1],
             fingerprint=job.fingerprint,
         )
-        if ranks_here().is_first:
-            _save(job, state, trained, folders)
-    return trained
+    return trained, state
 
 
-def _threads(settings: TrainSettings) -> int | None:
+def threads_of(settings: TrainSettings) -> int | None:
     """CPU threads, where they decide the order of sums."""
     is_on_cpu = resolve_device(settings.device).type == "cpu"
     return settings.threads or torch.get_num_threads() if is_on_cpu else None
@@ -164,7 +195,7 @@ class _Opened:
         if not ranks_here().is_first:
             return
         self.checkpoints.save(report.epoch, self.state.state_dict() | {"train_seconds": self.seconds})
-        self.lesson.run.log_epoch(report.epoch, epoch_metrics(report), seed=self.lesson.job.curve_seed)
+        self.lesson.run.log_epoch(report.epoch, self.lesson.job.curves(report), seed=self.lesson.job.curve_seed)
 
 
 @contextmanager
@@ -175,16 +206,28 @@ def _opened(lesson: Lesson) -> Generator[_Opened]:
     with checkpoints.locked() if ranks_here().is_first else nullcontext():
         with torch.random.fork_rng():
             torch.manual_seed(job.seed)
-            network = build_for(job.model, job.manifest, replace_head=True)
+            network = _starting_network(job, lesson.work)
             state = new_training_state(network, job.method, job.data, settings=job.settings, teacher=job.teacher)
         seconds = _resume_(state, checkpoints)
         if state.epoch:
             # Killed between a checkpoint and its report, the tracker would lack the epoch; told twice it does no harm.
-            lesson.run.log_epoch(state.epoch, epoch_metrics(state.history[-1]), seed=job.curve_seed)
+            lesson.run.log_epoch(state.epoch, job.curves(state.history[-1]), seed=job.curve_seed)
             print(f"{job.label}: continuing after epoch {state.epoch}/{job.settings.epochs}", flush=True)
         else:
             print(f"{job.label}: {job.data.views.describe(job.settings.epochs)}", flush=True)
         yield _Opened(lesson, state, checkpoints, time.monotonic() - seconds)
+
+
+def _starting_network(job: Job, work: Path) -> nn.Module:
+    if job.continuation is None:
+        return build_for(job.model, job.manifest, replace_head=True)
+    before = job.continuation.before
+    saved = CheckpointFolder(work, before.fingerprint).load()
+    if saved is None or saved["epoch"] < before.settings.epochs:
+        raise TrainingError(f"{job.label}: the checkpoints of {before.label} in {work} are gone; run the stage again")
+    network = build_for(before.model.architecture(), before.manifest, replace_head=True)
+    network.load_state_dict(saved["best_weights"])
+    return job.continuation.changed(network, job)
 
 
 @contextmanager
@@ -246,49 +289,3 @@ def build_for(model: ModelSource, manifest: Manifest, *, replace_head: bool) -> 
         statistics=Statistics(mean=manifest.mean, std=manifest.std),
         replace_head=replace_head,
     )
-
-
-def card_of(
-    model: ModelSource,
-    network: Network,
-    manifest: Manifest,
-    *,
-    report: EpochReport,
-    identity: str,
-    lineage: Lineage,
-) -> ModelCard:
-    """The card of a network as it stands after an epoch; seed and settings are added by whoever trained it."""
-    return ModelCard(
-        architecture=model.architecture(),
-        classes=manifest.classes,
-        height=manifest.height,
-        width=manifest.width,
-        mean=network.statistics.mean,
-        std=network.statistics.std,
-        preprocessing=manifest.preprocessing.model_dump(mode="json"),
-        epoch=report.epoch,
-        metrics={
-            "accuracy_top1_validation": report.validation_accuracy_top1,
-            "loss_validation": report.validation_loss,
-        },
-        num_parameters=count_parameters(network),
-        flops=count_flops(network, (manifest.height, manifest.width)),
-        fingerprint=identity,
-        lineage=lineage,
-    )
-
-
-def _save(job: Job, state: TrainingState, trained: Trained, folders: Mapping[str, Path]) -> None:
-    network = state.evaluated
-    assert isinstance(network, Network)
-    training = {"method": job.method.model_dump(mode="json"), **job.settings.model_dump(mode="json")}
-    threads, device = _threads(job.settings), job.settings.device
-    code = code_fingerprint(job.method)
-    origin = origin_of(job.recipe, code=code, device=device, threads=threads, root=Path.cwd())
-    known = {"training": training, "seed": job.seed, "origin": origin}
-    for which, folder in folders.items():
-        report = trained.last if which == "last" else trained.best
-        if which == "best":
-            network.load_state_dict(state.best_weights)
-        card = card_of(job.model, network, job.manifest, report=report, identity=job.fingerprint, lineage=job.lineage)
-        save_model(folder, network, card.model_copy(update=known))

@@ -8,25 +8,19 @@ and place rounding where ONNX Runtime cannot fuse all of it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar, final
 
 import torch
-from pydantic import JsonValue
 from torch import fx, nn
 
 from compress.errors import DataError
-from compress.export import ExportSettings, export_onnx
-from compress.quantize.base import CalibrationImages
-from compress.quantize.fusion import Fusion, fusion
 from compress.quantize.qat_graph import RELU, QuantizedGraph, quantized_graph
 from compress.quantize.qat_layers import ActivationQuantizer, OnnxActivation, OnnxLayer, QuantizedLayer
 from compress.settings import Settings
 from compress.tensors import as_float_images
-from compress.types import FloatImages, Logits
+from compress.types import FloatImages, ImageArray, Logits
 
-FORM = "int8_qat"
 CPU = torch.device("cpu")
 
 
@@ -78,7 +72,7 @@ def quantization_aware(
     network: nn.Module,
     *,
     image_size: tuple[int, int],
-    calibration: CalibrationImages,
+    calibration: Iterable[ImageArray],
     settings: QatSettings | None = None,
 ) -> QatNetwork:
     """A copy of a trained network that rounds weights and activations, ready to be trained.
@@ -107,38 +101,6 @@ def quantization_aware(
     for name in _names(graph.module, ActivationQuantizer):
         _submodule(graph.module, name, ActivationQuantizer).finish_observing_()
     return QatNetwork(graph, settings, num_calibration_images=num_images)
-
-
-def export_quantization_aware(
-    network: QatNetwork,
-    path: Path,
-    *,
-    image_size: tuple[int, int],
-    settings: ExportSettings,
-    metadata: Mapping[str, JsonValue],
-) -> Fusion:
-    """Write a trained network as an 8-bit ONNX file, as `export_onnx` writes others.
-
-    Returns:
-        Which of its layers ONNX Runtime runs as integers; all, but for a convolution that gives the logits.
-
-    Raises:
-        ModelError: the network cannot be exported.
-        ArtifactError: the file cannot be written.
-        ValueError: the class names are missing or are not as many as the logits.
-    """
-    facts: dict[str, JsonValue] = {
-        "settings": network.settings.model_dump(mode="json"),
-        "num_calibration_images": network.num_calibration_images,
-    }
-    export_onnx(
-        network.deployable(),
-        path,
-        image_size=image_size,
-        settings=settings,
-        metadata={**metadata, "form": FORM, "quantization": facts},
-    )
-    return fusion(path)
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -99,7 +99,14 @@ class BatchNorm(nn.Module):
 
     def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return F.batch_norm(
-            maps, self.mean, self.variance, self.scale, self.shift, self.training, self._momentum, self._epsilon
+            maps,
+            self.mean,
+            self.variance,
+            weight=self.scale,
+            bias=self.shift,
+            training=self.training,
+            momentum=self._momentum,
+            eps=self._epsilon,
         )
 
     def factor(self) -> Float[Tensor, " C"]:

@@ -47,6 +47,7 @@ class _Scored(NamedTuple):
     sha256: str
     batch_error: float
     fusion: Fusion
+    num_calibration_images: int
 
 
 def search_forms(
@@ -150,6 +151,7 @@ class _Search:
             sha256=predict.sha256,
             batch_error=_batch_error(predict, few),
             fusion=fusion(path),
+            num_calibration_images=made.num_calibration_images if made else _num_observed(predict),
         )
 
     def timings(self, scored: Sequence[_Scored]) -> dict[str, Timing]:
@@ -181,7 +183,7 @@ class _Search:
             latency_ms_p50=timing.latency_ms_p50,
             latency_ms_p95=timing.latency_ms_p95,
             speedup=timings[FLOAT32].latency_ms_p50 / timing.latency_ms_p50,
-            num_calibration_images=scored.made.num_calibration_images if scored.made else 0,
+            num_calibration_images=scored.num_calibration_images,
             excluded_nodes=scored.made.excluded_nodes if scored.made else (),
             fusion=scored.fusion,
         )
@@ -245,6 +247,15 @@ def _drawn(split: PreparedSplit, count: int | None, seed: int, role: str) -> Ind
 
 def _batch_error(predict: OnnxPredictor, images: ImageArray) -> float:
     return _relative_error(np.concatenate([predict(image[None]) for image in images]), predict(images))
+
+
+def _num_observed(predict: OnnxPredictor) -> int:
+    """Images that a form made elsewhere says it was calibrated on."""
+    match predict.metadata.get("quantization"):
+        case {"num_calibration_images": int(number)}:
+            return number
+        case _:
+            return 0
 
 
 def _relative_error(logits: LogitArray, expected: LogitArray) -> float:

@@ -93,16 +93,22 @@ def package(
     triton: Annotated[
         bool, typer.Option("--triton", help="Add a Triton model repository, with a second copy of the model.")
     ] = False,
+    load_test: Annotated[
+        Path | None,
+        typer.Option(help="What a load test of this very model wrote, for the model card.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Write a deploy folder for any student, not only the champion, or for any exported file.
 
     Inputs: `metrics/students.json`, `exports/`, `results/`, `data/prepared/`. Output: `packages/NAME/`.
 
+    `--load-test` takes what `python -m benchmarks.serve.load_test --output FILE` wrote about the same file.
+
     Example: `compress package small_wttm --triton`, or `compress package small_wttm/int8_static`
     """
     from pipelines import package as command
 
-    folder = command.run(context.obj, name, output=output, triton=triton)
+    folder = command.run(context.obj, name, output=output, triton=triton, load_test=load_test)
     print(command.described(folder))
 
 

@@ -19,12 +19,14 @@ import pytest
 from compress.deploy import DeployOptions, find_float_source, write_deploy_folder
 from compress.errors import ArtifactError, ParityError
 from compress.export.float_forms import as_float_entry
+from compress.load_record import LoadRecord
 from compress.model_card import DeployFacts, TeacherFacts
 from compress.quantize import Int8Static
 from compress.triton import check_repository
 from compress.verify import verify_deploy
 from tests.compress.bare_packages import link_packages
 from tests.compress.deployed_student import export_student
+from tests.compress.load_records import RECORD
 from tests.compress.onnx_files import CLASSES, SIZE, colour_logits, colour_model, random_images, write_colour_model
 
 FACTS = DeployFacts(
@@ -201,6 +203,28 @@ def test_card_names_a_teacher_only_of_what_learnt_from_it(tmp_path: Path, export
     assert "- teacher: none; measured beside `source=cifar, name=resnet20`" in card
 
 
+def test_load_test_of_this_file_stands_in_the_card(tmp_path: Path, exported: Path) -> None:
+    serving = LoadRecord.model_validate({**RECORD, "model_sha256": hashlib.sha256(exported.read_bytes()).hexdigest()})
+    facts = FACTS.model_copy(update={"serving": serving})
+    write_deploy_folder(tmp_path / "deploy", onnx_path=exported, facts=facts, example_images=red_and_blue())
+    card = (tmp_path / "deploy" / "model_card.md").read_text()
+    assert "\n## Serving\n\n| request |" in card
+    assert "150.3" in card
+    files = json.loads((tmp_path / "deploy" / "manifest.json").read_text())["files"]
+    assert files["model_card.md"]["sha256"] == hashlib.sha256(card.encode()).hexdigest()
+
+
+def test_load_test_of_another_file_is_refused(tmp_path: Path, exported: Path) -> None:
+    facts = FACTS.model_copy(update={"serving": LoadRecord.model_validate(RECORD)})
+    with pytest.raises(ArtifactError, match=r"made with another model \(abababababab\), this one is "):
+        write_deploy_folder(tmp_path / "deploy", onnx_path=exported, facts=facts, example_images=red_and_blue())
+    assert not (tmp_path / "deploy").exists()
+
+
+def test_card_without_a_load_test_has_no_such_section(deployed: Path) -> None:
+    assert "## Serving" not in (deployed / "model_card.md").read_text()
+
+
 def test_licence_is_the_one_in_the_file(tmp_path: Path) -> None:
     model = colour_model()
     model.metadata_props.add(key="license", value='"MIT"')
@@ -343,6 +367,16 @@ def test_failed_writer_leaves_the_earlier_folder_and_nothing_else(deployed: Path
         write_deploy_folder(deployed, onnx_path=tmp_path / "damaged.onnx", facts=FACTS, example_images=red_and_blue())
     assert {entry.name: entry.read_bytes() for entry in deployed.rglob("*") if entry.is_file()} == before
     assert {entry.name for entry in tmp_path.iterdir()} == {"deploy", "damaged.onnx", "float32.onnx"}
+
+
+def test_what_a_killed_writer_left_is_cleared_up_by_the_next(exported: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".deploy.partial" / "new"
+    left.mkdir(parents=True)
+    (left / "model.onnx").write_bytes(b"half")
+    folder = tmp_path / "deploy"
+    write_deploy_folder(folder, onnx_path=exported, facts=FACTS, example_images=red_and_blue())
+    assert {entry.name for entry in folder.iterdir()} == NAMES
+    assert not left.parent.exists()
 
 
 def test_folder_with_anything_else_in_it_is_not_touched(tmp_path: Path, exported: Path) -> None:

@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 from compress.errors import ArtifactError, DataError, SelectionError
+from compress.files import write_record
 from compress.triton import check_repository
 from compress.verify import verify_deploy
 from pipelines import deploy_folder, distill, evaluate, export, package, predict, prepare, select, teacher, verify
+from tests.compress.load_records import RECORD
 from tests.pipelines.project import TRAIN, params, write_images, write_params
 
 
@@ -101,6 +103,55 @@ def test_file_is_packaged_by_its_path_with_what_it_says_of_itself(
     assert "trained with `cross_entropy`" in card
     assert "| top-1 accuracy on test | not measured |" in card
     verify_deploy(folder)
+
+
+def write_load_test(root: Path, sha256: str) -> Path:
+    path = root / "load.json"
+    write_record(path, {**RECORD, "model_sha256": sha256})
+    return path
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_load_test_of_the_same_file_stands_in_the_card(
+    project: Path, by_path: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = other_student(project)
+    row = next(row for row in table(project)["students"] if row["name"] == name)
+    monkeypatch.chdir(project)
+    what = row["file"] if by_path else name
+    folder = package.run(project, what, output=project / "out", load_test=write_load_test(project, row["sha256"]))
+    assert "| PNG, 32 x 32 px | 32 | 100,000 | 0 |" in (folder / "model_card.md").read_text()
+    verify_deploy(folder)
+
+
+def test_load_test_of_another_model_is_refused(project: Path) -> None:
+    with pytest.raises(ArtifactError, match="the load test was made with another model"):
+        package.run(project, None, output=project / "out", load_test=write_load_test(project, "cd" * 32))
+    assert not (project / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"not_answered": 0', '"not_answered": 1', "was changed after it was written"),
+        ('"record_sha256"', '"another_sha256"', "no record of a load test: another_sha256: Extra inputs"),
+        ("{", "", "is damaged"),
+    ],
+)
+def test_damaged_load_test_is_refused(project: Path, old: str, new: str, message: str) -> None:
+    path = write_load_test(project, table(project)["students"][0]["sha256"])
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(ArtifactError, match=message):
+        package.run(project, None, output=project / "out", load_test=path)
+    assert not (project / "out").exists()
+
+
+def test_load_test_whose_failures_were_taken_out_is_refused(project: Path) -> None:
+    path = project / "load.json"
+    run = {**RECORD["runs"][0], "by_server": {"200": 100_000, "503": 5}}
+    write_record(path, {**RECORD, "runs": [run]})
+    with pytest.raises(ArtifactError, match=r"runs\.0: .*the server counted failures that are missing"):
+        package.run(project, None, output=project / "out", load_test=path)
 
 
 def test_unknown_student_is_refused_with_the_known_ones(project: Path) -> None:

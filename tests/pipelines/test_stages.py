@@ -19,11 +19,11 @@ from PIL import Image
 
 from compress.artifact import load_card, load_model
 from compress.data.prepared import load_prepared
-from compress.errors import ArtifactError, ModelError, ParamsError, SelectionError
+from compress.errors import ArtifactError, ModelError, ParamsError, SelectionError, TrainingError
 from compress.models import Cifar, Statistics, build_network
 from compress.runtime import load_predictor
 from compress.torch_predictor import TorchPredictor
-from pipelines import distill, evaluate, export, prepare, report, select, teacher, teacher_logits
+from pipelines import distill, evaluate, export, prepare, report, select, side_by_side, teacher, teacher_logits
 from pipelines.layout import Layout
 from tests.pipelines.project import make_project, params, write_params
 
@@ -62,6 +62,15 @@ def project(finished: Path, tmp_path: Path) -> Path:
 
 def table(root: Path) -> dict[str, Any]:
     return json.loads((root / "metrics" / "students.json").read_text())
+
+
+@pytest.fixture
+def untrained(project: Path) -> Path:
+    """A copy without trained students."""
+    shutil.rmtree(project / "models" / "with_kd")
+    for name in STUDENTS:
+        (project / "results" / name / "training.json").unlink()
+    return project
 
 
 def test_the_table_has_every_student_once_and_one_champion(finished: Path) -> None:
@@ -278,17 +287,14 @@ def test_stages_run_without_mlflow_and_dvc(project: Path) -> None:
 
 
 def test_students_trained_side_by_side_finish_as_if_trained_alone(
-    finished: Path, project: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, untrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.rmtree(project / "models" / "with_kd")
-    for name in STUDENTS:
-        (project / "results" / name / "training.json").unlink()
-    distill.run_all(project)
+    side_by_side.run_all(untrained)
     assert "3 of 3 students to train" in capsys.readouterr().out
     for name in STUDENTS:
-        distill.run(project, name)
+        distill.run(untrained, name)
         assert f"{name} seed 0: continuing after epoch 2/2" in capsys.readouterr().out or name != "with_kd"
-    layouts = Layout(finished), Layout(project)
+    layouts = Layout(finished), Layout(untrained)
     for seed in (0, 1):
         weights = [layout.trained("with_kd", seed, "last") / "weights.safetensors" for layout in layouts]
         assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -297,8 +303,40 @@ def test_students_trained_side_by_side_finish_as_if_trained_alone(
 def test_finished_students_are_not_trained_side_by_side_again(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    distill.run_all(project)
+    side_by_side.run_all(project)
     assert "0 of 3 students to train: none" in capsys.readouterr().out
+
+
+def test_students_divided_among_processes_finish_as_if_trained_alone(
+    finished: Path, untrained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    side_by_side.run_jobs(untrained, 2)
+    told = capfd.readouterr().out
+    assert "2 of 3 students to train: with_kd, alone" in told
+    assert "1 of 3 students to train: with_nkd" in told
+    for name in STUDENTS:
+        distill.run(untrained, name)
+        assert f"{name}: continuing after epoch 2/2" in capfd.readouterr().out or name == "with_kd"
+    paths = [Layout(root).trained("with_kd", 1, "last") / "weights.safetensors" for root in (finished, untrained)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_processes_that_fail_are_told_and_the_others_finish(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    values = params(project / "pictures")
+    del values["students"]["distilled"]["with_nkd"]["train"]["threads"]
+    values["students"]["distilled"]["with_kd"]["train"]["epochs"] = 1
+    write_params(project, values)
+    with pytest.raises(TrainingError, match="1 of 2 processes failed"):
+        side_by_side.run_jobs(project, 2)
+    told = capfd.readouterr()
+    assert "with_nkd: where several processes train on a CPU the row has to say how many threads" in told.err
+    assert "with_kd seed 1: epoch 1/1" in told.out
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
+def test_what_is_no_part_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        side_by_side.Part.parse(text)
 
 
 def test_a_checkpoint_of_the_public_code_bases_teaches(project: Path) -> None:

@@ -35,14 +35,15 @@ TRAIN = {"epochs": 12, "batch_size": 16, "ema_decay": 0.9, "precision": "float32
 def kill_params() -> dict[str, Any]:
     """Every kind of stage once; the training has momentum, a moving average and a schedule to lose."""
     small = {"source": "cnn", "channels": [4, 4]}
-    student = {"model": small, "method": {"name": "nkd"}, "train": TRAIN, "seeds": [0, 1]}
+    rounding = {"epochs": 3, "num_calibration_images": 8}
+    student = {"model": small, "method": {"name": "nkd"}, "train": TRAIN, "quantization_aware": rounding}
     return {
         "data": {"source": {"name": "image_folder", "path": "pictures"}, "validation_fraction": 0.2},
         "views": {"augmentation": {"name": "pad_crop_flip", "pad": 1}, "views_per_image": 4},
         "teacher": {"model": {"source": "cnn", "channels": [8, 8]}, "train": TRAIN},
         "teacher_logits": {"dtype": "float16", "threads": 1, "batch_size": 8, "rows_per_chunk": 16},
-        "students": {"distilled": {"with_nkd": student}},
-        "export": {"num_parity_images": 8},
+        "students": {"distilled": {"with_nkd": student | {"seeds": [0, 1]}}},
+        "export": {"num_parity_images": 8, "forms": {"candidates": [], "min_seconds": 0.05, "threads": 1}},
         "evaluate": {"threads": 1, "benchmark": {"min_seconds": 0.05, "min_rounds": 3}},
         "select": {"max_size_mb": 1.0},
     }

@@ -22,7 +22,8 @@ from compress.evaluate import agreement
 from compress.export import ExportSettings
 from compress.methods import KD
 from compress.optimization import SGD
-from compress.quantize.qat import QatNetwork, QatSettings, export_quantization_aware, quantization_aware
+from compress.quantize.qat import QatNetwork, QatSettings, quantization_aware
+from compress.quantize.qat_file import export_quantization_aware
 from compress.quantize.qat_layers import ActivationQuantizer, BatchNorm, QuantizedLayer
 from compress.quantize.saturation import write_without_vnni
 from compress.runtime import load_predictor
