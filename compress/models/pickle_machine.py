@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import pickletools
 import re
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class PickleMachine:
     _marks: list[list[object]] = field(default_factory=list[list[object]])
     _memo: dict[int, object] = field(default_factory=dict[int, object])
 
-    def run(self, file: io.BufferedReader | io.BytesIO) -> object:
+    def run(self, file: io.BytesIO | mmap.mmap) -> object:
         """Follow the instructions to the end; what they leave.
 
         Raises:

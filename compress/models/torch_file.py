@@ -6,6 +6,7 @@ Formats: the zip archives that torch.save writes since version 1.6, and the row 
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -32,8 +33,9 @@ def check_torch_file(path: Path, *, ignored: frozenset[str]) -> None:
     with path.open("rb") as file:
         is_archive = file.read(len(ZIP_START)) == ZIP_START
         if not is_archive:
-            file.seek(0)
-            _check_old_file(file, path.stat().st_size, ignored)
+            # A file would make room for as many bytes as an instruction claims to be followed by; a map would not.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                _check_old_file(content, ignored)
     if is_archive:
         _check_archive(path, ignored)
 
@@ -86,13 +88,13 @@ def _start_of_listing(path: Path) -> int:
     return record[-1]
 
 
-def _check_old_file(file: io.BufferedReader, size_bytes: int, ignored: frozenset[str]) -> None:
+def _check_old_file(file: mmap.mmap, ignored: frozenset[str]) -> None:
     magic, protocol = (PickleMachine(ignored).run(file) for _ in range(2))
     if (magic, protocol) != OLD_START:
         raise ValueError("it does not begin like a torch file")
     PickleMachine(ignored).run(file)  # what kind of machine wrote it
     machine = PickleMachine(ignored)
     machine.run(file)
-    if sum(storage.num_bytes for storage in machine.storages.values()) > size_bytes:
+    if sum(storage.num_bytes for storage in machine.storages.values()) > len(file):
         raise UnsafePickleError("its storages claim more bytes than it has")
     PickleMachine(ignored).run(file)  # the order of the storages

@@ -108,6 +108,19 @@ def test_hostile_instructions_are_refused_without_cost(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
+@pytest.mark.parametrize("instruction", [b"\x8e", b"\x8d", b"\x96"], ids=["BINBYTES8", "BINUNICODE8", "BYTEARRAY8"])
+@pytest.mark.parametrize("make", [archive, old_file])
+def test_a_length_beyond_the_file_takes_no_memory(
+    tmp_path: Path, make: Callable[[Path, bytes], Path], instruction: bytes
+) -> None:
+    claimed = 2**40
+    path = make(tmp_path / "hostile.pth", b"\x80\x04" + instruction + claimed.to_bytes(8, "little") + b"abc.")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match=rf"expected {claimed} bytes in a \w+, but only \d+ remain"):
+        read_checkpoint(path, network_bytes=1000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
 @pytest.mark.parametrize("make", [archive, old_file])
 def test_the_same_instructions_are_read_when_they_are_honest(
     tmp_path: Path, make: Callable[[Path, bytes], Path]
