@@ -14,7 +14,7 @@ import mmap
 import pickletools
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 MAX_INSTRUCTIONS = 500_000
 """Of one pickle. A thousand tensors with the optimiser's moments take about 80,000."""
@@ -92,7 +92,8 @@ class PickleMachine:
             UnsafePickleError: they do more than plain weights need.
             ValueError: they are damaged.
         """
-        for number, (instruction, argument, _) in enumerate(pickletools.genops(file)):
+        readable = cast("IO[bytes]", file)  # a map has of a file's methods those that are called
+        for number, (instruction, argument, _) in enumerate(pickletools.genops(readable)):
             if number >= MAX_INSTRUCTIONS:
                 raise UnsafePickleError(f"it has more than {MAX_INSTRUCTIONS} instructions")
             try:
