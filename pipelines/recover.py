@@ -2,14 +2,16 @@
 
 A DVC that was killed while it wrote one of these files refuses every later command until somebody deletes it by hand.
 Nothing is lost with them: without its entry in dvc.lock a stage whose inputs are the same comes back from DVC's run
-cache, and locks of processes that are gone protect nothing.
+cache, and locks of processes that are gone protect nothing. Killed while it put an output in its place, it also leaves
+a copy of it there under a name of its own.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from pipelines.params import read_yaml
 
 RWLOCK = ".dvc/tmp/rwlock"
 LOCK = "dvc.lock"
+OUTPUTS = ("data", "models", "exports", "results", "metrics", "reports", "deploy")
+HALF_WRITTEN = re.compile(r"\.[\w-]{22}\.tmp")
+"""Names that dvc-objects makes: 16 random bytes in base 64."""
 
 
 class BusyError(CompressError):
@@ -25,16 +30,20 @@ class BusyError(CompressError):
 
 
 def recover(root: Path) -> list[str]:
-    """Set aside what DVC could not read any more; says what was done, nothing where all is well.
+    """Set aside what DVC could not read any more, and clear up; says what was done, nothing where all is well.
 
     Raises:
         BusyError: a DVC command is running in this project.
     """
     damaged = [name for name, reads in _READERS.items() if (root / name).exists() and not reads(root / name)]
-    if not damaged:
+    copies = sorted(_half_written(root))
+    if not damaged and not copies:
         return []
     _require_idle(root)
     told: list[str] = []
+    for path in copies:
+        path.unlink(missing_ok=True)
+        told.append(f"{path.relative_to(root)} was left by a killed DVC; it is removed")
     for name in damaged:
         kept = _set_aside(root / name)
         told.append(f"{name} was damaged by a killed DVC; it is kept as {kept.name}, and DVC makes a new one")
@@ -45,6 +54,12 @@ def run(root: Path) -> None:
     """Do so and tell."""
     for line in recover(root):
         print(f"recover: {line}")
+
+
+def _half_written(root: Path) -> Iterator[Path]:
+    """Files below the folders of outputs that have the name under which DVC writes before it renames."""
+    for folder in OUTPUTS:
+        yield from (path for path in (root / folder).rglob(".*.tmp") if HALF_WRITTEN.fullmatch(path.name))
 
 
 def _set_aside(path: Path) -> Path:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_urlsafe
 
 import pytest
 
@@ -127,6 +128,17 @@ class TestRecover:
         assert line.startswith(f"{name} was damaged")
         assert not (tmp_path / name).exists()
         assert (tmp_path / f"{name}.damaged").read_text() == content
+
+    def test_copies_that_a_killed_dvc_left_among_the_outputs_are_removed(self, tmp_path: Path) -> None:
+        folder = tmp_path / "results" / "small"
+        folder.mkdir(parents=True)
+        ours = [folder / name for name in ("run.json", ".run.json.partial", ".short.tmp", "0x5MnYBpfRCRYyddvHYXRg.tmp")]
+        left = tmp_path / "results" / "small" / f".{token_urlsafe(16)}.tmp"
+        for path in (*ours, left):
+            path.write_text("{}")
+        assert recover(tmp_path) == [f"results/small/{left.name} was left by a killed DVC; it is removed"]
+        assert set(folder.iterdir()) == set(ours)
+        assert recover(tmp_path) == []
 
     def test_nothing_is_touched_while_dvc_is_at_work(self, tmp_path: Path) -> None:
         (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
