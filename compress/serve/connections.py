@@ -42,6 +42,10 @@ class _BoundedProtocol(H11Protocol, ABC):
         super().on_response_complete()  # may begin the next request, if that has come already
         self._let_answer()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._set_deadline()  # it may come between the head and the body of an answer
+
     def resume_writing(self) -> None:
         super().resume_writing()
         self._let_answer()

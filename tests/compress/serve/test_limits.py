@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import itertools
 import re
@@ -12,11 +13,15 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 
 from compress.serve import Limits, ServedModel, ServeSettings
+from compress.serve.connections import bounded_protocol
+from compress.serve.server import open_socket
 from tests.compress.serve.pictures import every_kind
 from tests.compress.serve.running import RunningServer, ask, wait_until
 
@@ -201,6 +206,36 @@ def test_client_that_does_not_take_its_answer_is_cut_off(model: ServedModel, dep
             # On a busy machine the answers before the one that finds no room take a while.
             wait_until(lambda: len(server._server.server_state.connections) == 0, seconds=120.0)
         assert server.ask("GET", "/v2/health/live").status == 200
+
+
+async def long_answer(scope: Any, receive: Any, send: Any) -> None:
+    """An application whose answer comes in parts, so that no room for one of them is met in the middle."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(200):
+        await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_client_that_takes_half_of_an_answer_is_cut_off() -> None:
+    protocol = bounded_protocol(Limits(idle_timeout_s=0.3))
+    server = uvicorn.Server(uvicorn.Config(long_answer, http=protocol, lifespan="off", log_config=None))
+
+    async def attack() -> None:
+        with open_socket("127.0.0.1", 0) as listener:
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            _, writer = await asyncio.open_connection(*listener.getsockname(), limit=1024)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with asyncio.timeout(60.0):
+                for is_there in (True, False):
+                    while bool(server.server_state.connections) != is_there:
+                        await asyncio.sleep(0.01)
+            server.should_exit = True
+            await serving
+            writer.transport.abort()
+
+    asyncio.run(attack())
 
 
 def test_client_that_leaves_in_the_middle_harms_nobody(model: ServedModel, deployed: Path) -> None:
