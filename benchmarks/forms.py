@@ -40,7 +40,7 @@ from compress.models import Cifar, Network, Statistics, build_network
 from compress.models.cifar import CifarName
 from compress.optimization import SGD, OneCycle
 from compress.quantize import Int8Static
-from compress.quantize.qat import QatNetwork, quantization_aware
+from compress.quantize.qat import QatNetwork, QatSettings, quantization_aware
 from compress.quantize.qat_file import FORM, export_quantization_aware
 from compress.quantize.search import search_forms
 from compress.quantize.settings import SearchSettings, Target
@@ -154,14 +154,16 @@ def trained(name: CifarName, data: PreparedData, options: argparse.Namespace) ->
 
 def trained_with_rounding(network: nn.Module, source: Path, data: PreparedData, options: argparse.Namespace) -> Path:
     """The 8-bit file of a network that trained on with its rounding for an epoch."""
-    path = source.with_name(f"{FORM}_{options.rounding_images}.onnx")
+    path = source.with_name(f"{FORM}_reduce_range_{options.rounding_images}.onnx")
     if path.exists():
         return path
     train, size = _part(data.split("train"), options.rounding_images), (data.manifest.height, data.manifest.width)
     calibration = _part(data.split("train"), 256).images(np.arange(256, dtype=np.int64)).numpy()
     training = TrainingData(train, _part(data.split("validation"), 1000), ViewSettings(augmentation=PadCropFlip()))
     settings = TrainSettings(epochs=1, batch_size=64, optimizer=SGD(learning_rate=0.01))
-    rounding = quantization_aware(network, image_size=size, calibration=np.split(calibration, 4))
+    rounding = quantization_aware(
+        network, image_size=size, calibration=np.split(calibration, 4), settings=QatSettings(reduce_range=True)
+    )
     state = new_training_state(rounding, KD(), training, settings=settings, teacher=OnlineTeacher(network))
     for report in train_epochs(state, training, settings=settings, seed=0):
         if isinstance(report, EpochReport):
