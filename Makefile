@@ -52,9 +52,14 @@ schema: .venv/installed ## write the JSON schema by which editors complete param
 	$(PYTHON) -m venv .venv && .venv/bin/python -m pip install -q --disable-pip-version-check $(UV)
 
 # uv installs about four times as fast; pip also reads a pip.conf, so it is the second try.
-.venv/installed: requirements.lock | .venv/bin/uv
+.venv/installed: requirements.lock | .venv/bin/uv .venv/bin/compress
 	uv pip install -q --python .venv/bin/python --require-hashes -r $< || .venv/bin/python -m pip install -q --require-hashes -r $<
 	touch $@
+
+# The command of this checkout, wherever it is called; code in the current folder comes first.
+.venv/bin/compress: | .venv/bin/uv
+	printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec "%s" -m pipelines "$$@"\n' '$(CURDIR)' '$(CURDIR)/.venv/bin/python' > $@
+	chmod +x $@
 
 .venv/installed-dev: requirements-dev.lock .venv/installed
 	uv pip install -q --python .venv/bin/python --require-hashes -r $< || .venv/bin/python -m pip install -q --require-hashes -r $<

@@ -228,3 +228,12 @@ def test_doctor_names_what_is_wrong_with_params(project: Path) -> None:
     done = compress(project, "doctor")
     assert done.returncode == 1
     assert "did you mean 'digits'" in " ".join(done.stdout.split())
+
+
+def test_the_command_of_the_readme_is_there_after_make(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("compress")
+    if command.parent != ROOT / ".venv" / "bin":
+        pytest.skip("this environment was not made by make")
+    done = subprocess.run([command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "measured ONNX" in " ".join(done.stdout.split())
