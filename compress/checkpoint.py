@@ -149,7 +149,8 @@ class _Hashed:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hash = hashlib.sha256()
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
+        """What ended a write: an error of the disk, or Ctrl-C."""
 
     @property
     def sha256(self) -> str:
@@ -157,10 +158,10 @@ class _Hashed:
         return self._hash.hexdigest()
 
     def write(self, content: bytes | memoryview) -> int:
-        self._hash.update(content)
         try:
+            self._hash.update(content)
             return self._file.write(content)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
 

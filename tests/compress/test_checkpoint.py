@@ -81,3 +81,19 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
         pass
     done.set()
     process.join(30)
+
+
+def test_ctrl_c_while_a_state_is_written_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's writer makes an error of its own of whatever ends a write."""
+
+    class Interrupted(BaseException):
+        pass
+
+    class Pressed:
+        def update(self, content: object) -> None:
+            raise Interrupted
+
+    folder = CheckpointFolder(tmp_path, "f" * 64)
+    monkeypatch.setattr("compress.checkpoint.hashlib.sha256", Pressed)
+    with folder.locked(), pytest.raises(Interrupted):
+        folder.save(1, {"weight": torch.zeros(3)})
