@@ -83,15 +83,22 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     process.join(30)
 
 
-def test_ctrl_c_while_a_state_is_written_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", range(1, 9))
+def test_ctrl_c_while_a_state_is_written_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     """torch's writer makes an error of its own of whatever ends a write."""
 
     class Interrupted(BaseException):
         pass
 
     class Pressed:
+        count = 0
+
         def update(self, content: object) -> None:
-            raise Interrupted
+            self.count += 1
+            if self.count == number:
+                raise Interrupted
 
     folder = CheckpointFolder(tmp_path, "f" * 64)
     monkeypatch.setattr("compress.checkpoint.hashlib.sha256", Pressed)
