@@ -41,6 +41,7 @@ from compress.teacher_logits_writer import Question, new_manifest, sample_views,
 from compress.teacher_pass import prepare_pass
 from compress.train import train_together
 from compress.training_state import EpochReport, Trainee, TrainSettings, new_training_state
+from pipelines.origin import cpu_name
 
 NUM_CLASSES, NUM_VIEWS = 100, 8
 STATISTICS = Statistics(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
@@ -282,10 +283,8 @@ def print_tables(result: dict[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     """What the numbers belong to."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],

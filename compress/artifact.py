@@ -25,9 +25,7 @@ from compress.fingerprint import fingerprint
 from compress.models import ModelSource, Network, Statistics, build_network
 from compress.models.checkpoint import CARD_FILE, WEIGHTS_FILE, parse_safetensors
 from compress.models.network import FiniteFloat
-from compress.settings import NonNegativeInt, PositiveFloat, PositiveInt, Settings
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from compress.settings import NonNegativeInt, PositiveFloat, PositiveInt, Settings, Sha256
 
 
 class ModelCard(Settings):
@@ -148,14 +146,19 @@ def load_model(folder: Path) -> tuple[Network, ModelCard]:
     """
     card, state = read_artifact(folder)
     with rebuilding(folder):
-        network = build_network(
-            card.architecture,
-            num_classes=len(card.classes),
-            image_size=(card.height, card.width),
-            statistics=card.statistics,
-        )
+        network = unloaded(card)
         network.load_state_dict(state)
     return network.eval(), card
+
+
+def unloaded(card: ModelCard) -> Network:
+    """The network that a card describes, with fresh weights."""
+    return build_network(
+        card.architecture,
+        num_classes=len(card.classes),
+        image_size=(card.height, card.width),
+        statistics=card.statistics,
+    )
 
 
 def read_artifact(folder: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:

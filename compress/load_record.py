@@ -8,14 +8,13 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from compress.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from compress.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings, Sha256
 
 ANSWERED, CUT_OFF = "200", "499"
 """Status of an answer, and what the server notes where the client left before it."""
 ROUNDING = 0.01
 """Rates are kept rounded: how far two of them may be apart, as a fraction."""
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\r\n|`]*$")]
 """Text that fits into a cell of a Markdown table."""
 

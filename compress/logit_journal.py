@@ -27,8 +27,8 @@ from compress.data.threads import map_in_threads
 from compress.errors import ArtifactError
 from compress.files import write_json
 from compress.logit_rows import ByteRows, probability_error
-from compress.logit_store import LOGITS, Sha256, TeacherLogitsManifest, hash_of_chunk, offset_of
-from compress.settings import NonNegativeFloat, NonNegativeInt, Settings
+from compress.logit_store import LOGITS, TeacherLogitsManifest, hash_of_chunk, offset_of
+from compress.settings import NonNegativeFloat, NonNegativeInt, Settings, Sha256
 from compress.types import LogitArray
 
 ASKED = "asked.json"

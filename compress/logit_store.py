@@ -25,14 +25,13 @@ from compress.errors import ArtifactError
 from compress.files import write_json
 from compress.fingerprint import fingerprint
 from compress.logit_rows import RowFormat, StoredType, row_format
-from compress.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from compress.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings, Sha256
 from compress.teacher_pass import PassBackend, PassPrecision, ResolvedPrecision
 
 FORMAT_VERSION = 3
 MANIFEST, LOGITS = "manifest.json", "logits.npy"
 READ_SIZE = 1 << 18
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**28)]
 """More than there are images or classes, and a number that numpy takes as a size of rows."""
 

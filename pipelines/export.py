@@ -92,9 +92,9 @@ def _forms(
     pictures: _Pictures,
 ) -> list[dict[str, Any]]:
     """Search the forms that the settings ask for, and judge the one that was trained by the same budget."""
-    networks = {FLOAT32: references.network}
+    networks: dict[str, nn.Module] = {}
+    given: dict[str, Path] = {}
     with TemporaryDirectory() as scratch:
-        given: dict[str, Path] = {}
         if references.rounded is not None:
             network, card = load_quantization_aware(references.rounded)
             networks[TRAINED], given[TRAINED] = network, Path(scratch) / f"{TRAINED}.onnx"

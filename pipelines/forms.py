@@ -7,7 +7,7 @@ run and not in the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,7 @@ def find_forms(
     )
     proved = {result.form: _proved(result, source.parent, parity) for result in results if result.file is not None}
     checked = [proved[result.form][0] if result.form in proved else result for result in results]
-    write_record(
-        folder / REPORT,
-        {
-            "seed": shipped["seed"],
-            "source": {"file": shipped["file"], "sha256": shipped["sha256"]},
-            "settings": settings.model_dump(mode="json"),
-            "machine_has_vnni": has_vnni(),
-            "forms": [result.model_dump(mode="json") for result in checked],
-        },
-    )
+    write_record(folder / REPORT, _report(shipped, checked, settings))
     for result in checked:
         print(f"  {result.form}: {result.reason}")
     place = Path(shipped["file"]).parent
@@ -85,6 +76,17 @@ def find_forms(
         for result, compared in proved.values()
         if result.file is not None
     ]
+
+
+def _report(shipped: dict[str, Any], checked: Sequence[FormResult], settings: SearchSettings) -> dict[str, Any]:
+    """What forms.json says."""
+    return {
+        "seed": shipped["seed"],
+        "source": {"file": shipped["file"], "sha256": shipped["sha256"]},
+        "settings": settings.model_dump(mode="json"),
+        "machine_has_vnni": has_vnni(),
+        "forms": [result.model_dump(mode="json") for result in checked],
+    }
 
 
 def _proved(

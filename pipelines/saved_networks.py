@@ -47,12 +47,13 @@ def save_networks(job: Job, state: TrainingState, trained: Trained, folders: Map
     """Leave the artifacts of a training from the beginning; `folders` says where `last` and `best` go."""
     network = state.evaluated
     assert isinstance(network, Network)
+    known = facts_of_training(job)
     for which, folder in folders.items():
         report = trained.last if which == "last" else trained.best
         if which == "best":
             network.load_state_dict(state.best_weights)
         card = card_of(job.model, network, job.manifest, report=report, identity=job.fingerprint, lineage=job.lineage)
-        save_model(folder, network, card.model_copy(update=facts_of_training(job)))
+        save_model(folder, network, card.model_copy(update=known))
 
 
 def facts_of_training(job: Job) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from benchmarks.serve.running import Server, server
 from compress.files import write_record
 from compress.load_record import LoadRecord, LoadRun, serving_section
 from compress.serve import ServedModel, ServeSettings, load_served_model
+from pipelines.origin import cpu_name
 
 SCRIPT = Path(__file__).with_name("post.lua")
 WARM_UP = 200
@@ -198,9 +199,7 @@ def wrk_version() -> str:
 
 def machine() -> str:
     """Processor and cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} core(s)"
+    return f"{cpu_name()}, {len(os.sched_getaffinity(0))} core(s)"
 
 
 def versions() -> dict[str, str]:

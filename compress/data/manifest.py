@@ -22,13 +22,12 @@ from compress.data.preprocessing import Preprocessing
 from compress.data.source import SplitName
 from compress.files import write_json
 from compress.fingerprint import fingerprint
-from compress.settings import NonNegativeInt, PositiveInt, Settings
+from compress.settings import NonNegativeInt, PositiveInt, Settings, Sha256
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
 
 Storage = Literal["arrays", "encoded"]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar, final
 
 import torch
+from pydantic import JsonValue
 from torch import fx, nn
 
 from compress.errors import DataError
@@ -43,6 +44,14 @@ class QatNetwork(nn.Module):
         self.num_calibration_images = num_calibration_images
         self.graph = graph.module
         self._input_quantizers = graph.input_quantizers
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """How it rounds, for whoever meets it saved or exported."""
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "num_calibration_images": self.num_calibration_images,
+        }
 
     def forward(self, images: FloatImages) -> Logits:
         """Pixels in [0, 1] to logits."""

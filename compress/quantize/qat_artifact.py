@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.artifact import ModelCard, read_artifact, rebuilding, write_artifact
+from compress.artifact import ModelCard, read_artifact, rebuilding, unloaded, write_artifact
 from compress.errors import ArtifactError
-from compress.models import build_network
 from compress.quantize.qat import QatNetwork, QatSettings, quantization_aware
 
 
@@ -18,11 +17,7 @@ def save_quantization_aware(folder: Path, network: QatNetwork, card: ModelCard) 
     Raises:
         ArtifactError: the folder cannot be written.
     """
-    rounding = {
-        "settings": network.settings.model_dump(mode="json"),
-        "num_calibration_images": network.num_calibration_images,
-    }
-    return write_artifact(folder, network.state_dict(), card.model_copy(update={"rounding": rounding}))
+    return write_artifact(folder, network.state_dict(), card.model_copy(update={"rounding": network.facts}))
 
 
 def load_quantization_aware(folder: Path) -> tuple[QatNetwork, ModelCard]:
@@ -37,12 +32,9 @@ def load_quantization_aware(folder: Path) -> tuple[QatNetwork, ModelCard]:
     size = (card.height, card.width)
     with rebuilding(folder):
         settings = QatSettings.model_validate(card.rounding["settings"])
-        plain = build_network(
-            card.architecture, num_classes=len(card.classes), image_size=size, statistics=card.statistics
-        )
         # What is observed here does not matter: the state holds what was learned.
         network = quantization_aware(
-            plain, image_size=size, calibration=[np.zeros((1, *size, 3), np.uint8)], settings=settings
+            unloaded(card), image_size=size, calibration=[np.zeros((1, *size, 3), np.uint8)], settings=settings
         )
         network.load_state_dict(state)
         network.num_calibration_images = int(str(card.rounding["num_calibration_images"]))

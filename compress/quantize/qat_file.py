@@ -32,15 +32,11 @@ def export_quantization_aware(
         ArtifactError: the file cannot be written.
         ValueError: the class names are missing or are not as many as the logits.
     """
-    facts: dict[str, JsonValue] = {
-        "settings": network.settings.model_dump(mode="json"),
-        "num_calibration_images": network.num_calibration_images,
-    }
     export_onnx(
         network.deployable(),
         path,
         image_size=image_size,
         settings=settings,
-        metadata={**metadata, "form": FORM, "quantization": facts},
+        metadata={**metadata, "form": FORM, "quantization": network.facts},
     )
     return fusion(path)

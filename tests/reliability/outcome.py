@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.files import SEAL
+from pipelines.recover import OUTPUTS
 
-OUTPUTS = ("data", "models", "exports", "results", "metrics", "reports", "deploy")
 TIMED = re.compile(r"seconds|latency|per_second|speedup|timings|^reason$|^pareto_front$")
 """Names of values that a clock decides; reasons quote latencies, and the Pareto front compares them."""
 SHIPPED_WITH_TIMES = ("model_card.md", "sbom.cdx.json")

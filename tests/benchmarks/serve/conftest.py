@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,7 @@ import pytest
 from compress.deploy_manifest import write_manifest
 from compress.export.float_forms import write_float_entry
 from tests.compress.deployed_student import export_student, write_folder
-
-MISSING = [
-    name
-    for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client")
-    if importlib.util.find_spec(name) is None
-]
-
-
-def pytest_pycollect_makemodule() -> None:
-    """Skip every module here where the server's packages are not installed."""
-    if MISSING:
-        pytest.skip(f"the server needs {', '.join(MISSING)}", allow_module_level=True)
+from tests.compress.serve.packages import pytest_pycollect_makemodule as pytest_pycollect_makemodule
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,22 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.compress.deployed_student import export_student, write_folder
+from tests.compress.serve.packages import pytest_pycollect_makemodule as pytest_pycollect_makemodule
 
 if TYPE_CHECKING:  # without the server's packages this file must still be importable
     from compress.serve import ServedModel
     from tests.compress.serve.running import RunningServer
-
-MISSING = [
-    name
-    for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client")
-    if importlib.util.find_spec(name) is None
-]
-
-
-def pytest_pycollect_makemodule() -> None:
-    """Skip every module here where the server's packages are not installed."""
-    if MISSING:
-        pytest.skip(f"the server needs {', '.join(MISSING)}", allow_module_level=True)
 
 
 @pytest.fixture(scope="session")
